@@ -1,0 +1,85 @@
+"""Rows: fixed-size stretches of tokens, each holding one or several histories (segments)."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Array = Any  # numpy on the host, jax on the device
+
+
+class Rows(NamedTuple):
+  """What the encoder reads; a token is one item of one history.
+
+  `real` alone says what is a token and what is filling: item 0 is an item like any other.
+  """
+
+  item_BxL: Array  # int32; 0 at filling
+  position_BxL: Array  # int32, from 0 at the start of each segment
+  segment_BxL: Array  # int32; tokens see each other only within a segment
+  real_BxL: Array  # bool
+
+
+class Plan(NamedTuple):
+  """Where each of S segments goes: its row, and its first place in that row."""
+
+  row_S: np.ndarray
+  place_S: np.ndarray
+  rows: int
+
+
+def pack(length_S: np.ndarray, row_length: int) -> Plan:
+  """Packs segments into rows, longest first, each row filled with the longest that still fits.
+
+  Works on counts by length and repeats a pattern of lengths as often as the counts allow, so the
+  time depends on the number of distinct lengths, not of segments.
+  """
+  order_S = np.argsort(-length_S, kind='stable')
+  left = np.bincount(length_S, minlength=row_length + 1)
+  patterns: list[tuple[list[int], int]] = []  # (lengths in a row, how many rows of it)
+  while left.any():
+    pattern, room, spare = [], row_length, left.copy()
+    while room:
+      fits = np.flatnonzero(spare[: room + 1])
+      if not fits.size:
+        break
+      pattern.append(int(fits[-1]))
+      spare[fits[-1]] -= 1
+      room -= pattern[-1]
+    used = np.bincount(pattern, minlength=row_length + 1)
+    times = int((left[used > 0] // used[used > 0]).min())
+    left -= times * used
+    patterns.append((pattern, times))
+  slot_length, slot_row, slot_place, rows = [], [], [], 0
+  for pattern, times in patterns:
+    slot_length.append(np.tile(pattern, times))
+    slot_place.append(np.tile(np.cumsum(pattern) - pattern, times))
+    slot_row.append(np.repeat(np.arange(rows, rows + times), len(pattern)))
+    rows += times
+  if not patterns:
+    return Plan(np.zeros(0, np.int64), np.zeros(0, np.int64), 0)
+  slots = np.argsort(-np.concatenate(slot_length), kind='stable')
+  row_S, place_S = np.empty_like(length_S), np.empty_like(length_S)
+  row_S[order_S] = np.concatenate(slot_row)[slots]
+  place_S[order_S] = np.concatenate(slot_place)[slots]
+  return Plan(row_S, place_S, rows)
+
+
+def ranges(length_S: np.ndarray) -> np.ndarray:
+  """0..n-1 for each length n, one after the other: the tokens of segments laid end to end."""
+  start_S = np.cumsum(length_S) - length_S
+  return np.arange(length_S.sum()) - np.repeat(start_S, length_S)
+
+
+def fill(items_N, start_S, length_S, row_S, place_S, shape: tuple[int, int]) -> Rows:
+  """Rows of the given shape holding items_N[start : start + length] of each segment."""
+  step = ranges(length_S)
+  flat = np.repeat(row_S * shape[1] + place_S, length_S) + step
+  real = np.zeros(shape, bool)
+  item, segment = np.zeros(shape, np.int32), np.full(shape, -1, np.int32)
+  # Filling counts on, so that a row with one segment has the positions 0..L-1 throughout.
+  position = np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape).copy()
+  item.flat[flat] = items_N[np.repeat(start_S, length_S) + step]
+  position.flat[flat] = step
+  segment.flat[flat] = np.repeat(np.arange(len(length_S)), length_S)
+  real.flat[flat] = True
+  return Rows(item, position, segment, real)

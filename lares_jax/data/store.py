@@ -1,0 +1,328 @@
+"""A prepared data set on disk: every user's interactions in time order, memory-mapped.
+
+    items.npy        int32 [N]    item of each interaction, by user, then time
+    times.npy        int64 [N]    its time, in `meta['time_unit']`; absent where the log has none
+    offsets.npy      int64 [U+1]  user u owns interactions offsets[u] .. offsets[u+1]
+    valid_start.npy  int64 [U]    absolute index of the user's first validation interaction
+    test_start.npy   int64 [U]    absolute index of the user's first test interaction
+    users.arrow, items.arrow      column `id`, the raw ids; items also `train_count`
+    meta.json                     where it came from, its counts, its audit, its fingerprint
+
+User u trains on [offsets[u], valid_start[u]), is validated on [valid_start[u], test_start[u]) and
+tested on [test_start[u], offsets[u+1]). Items are numbered by falling popularity in training, ties
+by raw id: the order of item numbers is the popularity ranking.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from lares_jax.errors import InputError
+
+FORMAT_VERSION = 1
+_ARRAYS = {'items': np.int32, 'offsets': np.int64, 'valid_start': np.int64, 'test_start': np.int64}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Store:
+  """A prepared data set, opened with `Store.open`."""
+
+  directory: str
+  items_N: np.ndarray
+  times_N: np.ndarray | None
+  offsets: np.ndarray
+  valid_start_U: np.ndarray
+  test_start_U: np.ndarray
+  meta: Mapping[str, Any]
+
+  @classmethod
+  def open(cls, directory: str | os.PathLike[str]) -> 'Store':
+    """Maps the data set in `directory` into memory.
+
+    Raises:
+      InputError: a file is missing, cut short, or does not fit the others.
+    """
+    directory = os.fspath(directory)
+    meta = _read_meta(directory)
+    names = [*_ARRAYS, 'times'] if 'times.npy' in meta['files'] else [*_ARRAYS]
+    arrays = {name: _read_array(directory, name) for name in names}
+    _check(directory, arrays, meta)
+    return cls(
+      directory=directory,
+      items_N=arrays['items'],
+      times_N=arrays.get('times'),
+      offsets=arrays['offsets'],
+      valid_start_U=arrays['valid_start'],
+      test_start_U=arrays['test_start'],
+      meta=meta,
+    )
+
+  @property
+  def num_users(self) -> int:
+    """U."""
+    return self.meta['counts']['users']
+
+  @property
+  def num_items(self) -> int:
+    """V, the items that only validation or test holds included."""
+    return self.meta['counts']['items']
+
+  @property
+  def fingerprint(self) -> str:
+    """Changes whenever anything that training or evaluation can see changes."""
+    return self.meta['fingerprint']
+
+  @functools.cached_property
+  def user_ids(self) -> pl.Series:
+    """Raw ids, [U] strings."""
+    return _read_table(self.directory, 'users.arrow', self.num_users)['id']
+
+  @functools.cached_property
+  def _items(self) -> pl.DataFrame:
+    return _read_table(self.directory, 'items.arrow', self.num_items)
+
+  @property
+  def item_ids(self) -> pl.Series:
+    """Raw ids, [V] strings."""
+    return self._items['id']
+
+  @property
+  def train_count_V(self) -> np.ndarray:
+    """How often each item occurs in training, int64, falling."""
+    return self._items['train_count'].to_numpy()
+
+  @functools.cached_property
+  def _item_index(self) -> pl.DataFrame:
+    return self._items.select('id').with_row_index('item')
+
+  def item_index(self, raw_ids: pl.Series | Sequence[Any] | np.ndarray) -> np.ndarray:
+    """The items that raw ids stand for, int32, in the same order; -1 where unknown."""
+    raw = raw_ids if isinstance(raw_ids, pl.Series) else pl.Series(values=raw_ids)
+    queries = raw.cast(pl.String).alias('id').to_frame()
+    found = queries.join(self._item_index, on='id', how='left', maintain_order='left')
+    return found['item'].cast(pl.Int32).fill_null(-1).to_numpy()
+
+  def targets(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """The interactions to predict in 'valid' or 'test'.
+
+    The history of the target at absolute index n of user u is items_N[offsets[u]:n]. A target
+    with no history at all (a new user's first interaction) is left out; the audit counts these.
+
+    Returns:
+      user_M and index_M, int64: whose each target is, and where it stands in `items_N`.
+    """
+    start_U, end_U = self.span(split)
+    size_U = end_U - start_U
+    user_M = np.repeat(np.arange(self.num_users), size_U)
+    before_U = np.cumsum(size_U) - size_U
+    index_M = np.arange(len(user_M)) + np.repeat(start_U - before_U, size_U)
+    has_history = index_M > self.offsets[user_M]
+    return user_M[has_history], index_M[has_history]
+
+  def span(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """First and past-the-last absolute index of every user's part in a split, int64 [U] each."""
+    edges = [self.offsets[:-1], self.valid_start_U, self.test_start_U, self.offsets[1:]]
+    part = ('train', 'valid', 'test').index(split)
+    return edges[part], edges[part + 1]
+
+
+@contextlib.contextmanager
+def written_aside(output: str | os.PathLike[str]) -> Iterator[str]:
+  """A temporary sibling directory that takes the place of `output` when the block succeeds.
+
+  Raises:
+    InputError: `output` exists and is neither an empty directory nor a prepared data set.
+  """
+  output = os.path.abspath(output)
+  if os.path.exists(output) and not is_prepared(output) and not _is_empty(output):
+    raise InputError(f'{output}: exists and is no prepared data set; choose another --output')
+  parent, name = os.path.split(output)
+  os.makedirs(parent, exist_ok=True)
+  aside = tempfile.mkdtemp(prefix=f'.{name}.', dir=parent)
+  try:
+    fresh = os.path.join(aside, 'new')
+    os.mkdir(fresh)
+    yield fresh
+    if os.path.exists(output):
+      os.rename(output, os.path.join(aside, 'old'))
+    os.rename(fresh, output)
+  finally:
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def write(
+  directory: str,
+  *,
+  items_N: np.ndarray,
+  times_N: np.ndarray | None,
+  offsets: np.ndarray,
+  valid_start_U: np.ndarray,
+  test_start_U: np.ndarray,
+  user_ids: pl.Series,
+  item_ids: pl.Series,
+  meta: Mapping[str, Any],
+) -> Store:
+  """Writes a data set into an existing directory, renumbering its items by popularity.
+
+  Args:
+    items_N: numbers into `item_ids`, in any numbering.
+    meta: what to record besides the counts, the fingerprint and the sizes of the files.
+  """
+  in_train_N = in_split(offsets[:-1], valid_start_U, len(items_N))
+  train_count_V = np.bincount(items_N[in_train_N], minlength=len(item_ids))
+  by_id_V = id_order(item_ids)
+  order_V = by_id_V[np.argsort(-train_count_V[by_id_V], kind='stable')]
+  number_V = np.empty(len(order_V), np.int32)
+  number_V[order_V] = np.arange(len(order_V), dtype=np.int32)
+  arrays = {
+    'items': number_V[items_N],
+    'offsets': offsets.astype(np.int64, copy=False),
+    'valid_start': valid_start_U.astype(np.int64, copy=False),
+    'test_start': test_start_U.astype(np.int64, copy=False),
+  }
+  if times_N is not None:
+    arrays['times'] = times_N.astype(np.int64, copy=False)
+  item_ids = item_ids[order_V]
+  for name, array in arrays.items():
+    np.save(os.path.join(directory, f'{name}.npy'), array)
+  items = pl.DataFrame({'id': item_ids, 'train_count': train_count_V[order_V]})
+  _write_table(items, os.path.join(directory, 'items.arrow'))
+  _write_table(pl.DataFrame({'id': user_ids}), os.path.join(directory, 'users.arrow'))
+  counts = {'users': len(user_ids), 'items': len(item_ids), 'interactions': len(items_N)}
+  write_meta(
+    directory,
+    {**meta, 'counts': counts, 'fingerprint': _fingerprint(arrays, user_ids, item_ids)},
+  )
+  return Store.open(directory)
+
+
+def write_meta(directory: str, meta: Mapping[str, Any]) -> None:
+  """Writes meta.json, with the size in bytes of every other file, so that `open` sees cuts."""
+  names = sorted(name for name in os.listdir(directory) if name != 'meta.json')
+  files = {name: os.path.getsize(os.path.join(directory, name)) for name in names}
+  meta = {**meta, 'version': FORMAT_VERSION, 'files': files}
+  with open(os.path.join(directory, 'meta.json'), 'w', encoding='utf-8') as file:
+    json.dump(meta, file, indent=2, sort_keys=True, ensure_ascii=False)
+    file.write('\n')
+
+
+def is_prepared(directory: str | os.PathLike[str]) -> bool:
+  """Whether `directory` looks like a prepared data set."""
+  return os.path.isfile(os.path.join(directory, 'meta.json'))
+
+
+def id_order(ids: pl.Series) -> np.ndarray:
+  """The positions of `ids` in order: by value where all are integers, by code point otherwise."""
+  value = ids.cast(pl.Int64, strict=False)
+  if value.null_count():
+    return ids.arg_sort().to_numpy()
+  table = pl.DataFrame({'value': value, 'id': ids})
+  return table.select(pl.arg_sort_by('value', 'id')).to_series().to_numpy()
+
+
+def blocks(length: int, size: int = 1 << 20) -> Iterator[slice]:
+  """Slices that cover 0..length, so that a pass over a large array needs little memory."""
+  return (slice(start, min(start + size, length)) for start in range(0, length, size))
+
+
+def in_split(start_U: np.ndarray, end_U: np.ndarray, length: int) -> np.ndarray:
+  """Marks the interactions that lie in any user's [start, end): bool [N]."""
+  edge_N = np.zeros(length + 1, np.int8)
+  np.add.at(edge_N, start_U, 1)
+  np.add.at(edge_N, end_U, -1)
+  return np.cumsum(edge_N[:-1], dtype=np.int8).astype(bool)
+
+
+def _is_empty(path: str) -> bool:
+  return os.path.isdir(path) and not os.listdir(path)
+
+
+def _fingerprint(arrays: Mapping[str, np.ndarray], user_ids: pl.Series, item_ids: pl.Series) -> str:
+  digest = hashlib.sha256()
+  for name in sorted(arrays):
+    digest.update(f'{name} {arrays[name].dtype.str} {arrays[name].shape}\n'.encode())
+    digest.update(np.ascontiguousarray(arrays[name]).data)
+  for ids in (user_ids, item_ids):
+    for block in blocks(len(ids)):
+      digest.update(json.dumps(ids[block].to_list()).encode())
+  return digest.hexdigest()
+
+
+def _write_table(table: pl.DataFrame, path: str) -> None:
+  table.write_ipc(path, compression='uncompressed')  # what is compressed cannot be mapped
+
+
+def _mend(directory: str, name: str, fault: object) -> InputError:
+  path = os.path.join(directory, name)
+  return InputError(f'{path}: {fault}; prepare the data set again (python -m lares_jax.prepare)')
+
+
+def _read_meta(directory: str) -> dict[str, Any]:
+  if not is_prepared(directory):
+    raise _mend(directory, 'meta.json', 'no such file, so this is no prepared data set')
+  try:
+    with open(os.path.join(directory, 'meta.json'), encoding='utf-8') as file:
+      meta = json.load(file)
+    version, files, counts = meta['version'], meta['files'], meta['counts']
+    assert counts.keys() >= {'users', 'items', 'interactions'} and meta['fingerprint']
+  except (ValueError, KeyError, TypeError, AttributeError, AssertionError):
+    raise _mend(directory, 'meta.json', 'damaged') from None
+  if version != FORMAT_VERSION:
+    raise _mend(directory, 'meta.json', f'format version {version}, not {FORMAT_VERSION}')
+  for name, size in files.items():
+    path = os.path.join(directory, name)
+    found = os.path.getsize(path) if os.path.isfile(path) else None
+    if found != size:
+      fault = 'missing' if found is None else f'{found} bytes where {size} were written'
+      raise _mend(directory, name, fault)
+  return meta
+
+
+def _read_array(directory: str, name: str) -> np.ndarray:
+  try:
+    array = np.load(os.path.join(directory, f'{name}.npy'), mmap_mode='r')
+  except (OSError, ValueError, EOFError):
+    raise _mend(directory, f'{name}.npy', 'not a readable array') from None
+  dtype = _ARRAYS.get(name, np.int64)
+  if array.ndim != 1 or array.dtype != dtype:
+    fault = f'{array.dtype} of shape {array.shape} where {np.dtype(dtype)} of one axis belongs'
+    raise _mend(directory, f'{name}.npy', fault)
+  return array
+
+
+def _read_table(directory: str, name: str, length: int) -> pl.DataFrame:
+  try:
+    table = pl.read_ipc(os.path.join(directory, name))
+  except (OSError, pl.exceptions.PolarsError):
+    raise _mend(directory, name, 'not a readable table') from None
+  if len(table) != length or 'id' not in table.columns:
+    raise _mend(directory, name, f'{len(table)} rows where meta.json counts {length}')
+  return table
+
+
+def _check(directory: str, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
+  counts = meta['counts']
+  lengths = {'items': counts['interactions'], 'times': counts['interactions']}
+  for name, array in arrays.items():
+    expected = lengths.get(name, counts['users'] + (name == 'offsets'))
+    if len(array) != expected:
+      fault = f'{len(array)} entries where meta.json counts {expected}'
+      raise _mend(directory, f'{name}.npy', fault)
+  offsets = arrays['offsets']
+  if offsets[0] != 0 or offsets[-1] != counts['interactions']:
+    raise _mend(directory, 'offsets.npy', 'does not span items.npy')
+  edges = [offsets[:-1], arrays['valid_start'], arrays['test_start'], offsets[1:]]
+  names = ('valid_start', 'test_start', 'offsets')
+  for name, low, high in zip(names, edges[:-1], edges[1:], strict=True):
+    if (low > high).any():
+      raise _mend(directory, f'{name}.npy', f'out of order at user {int((low > high).argmax())}')

@@ -1,0 +1,57 @@
+"""What every backbone shares: one signature, one context, one table of names.
+
+A backbone is a stack of layers. A layer is a linen module with the fields `config` and `rate`
+(its dropout), called as `layer(x_BxLxD, context, train) -> x_BxLxD`. LARES repeats a stack of them
+in its core-block; a plain recommender applies a stack once.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from lares_jax.data.rows import Rows
+
+
+@dataclasses.dataclass(frozen=True)
+class BackboneConfig:
+  """Shape of a layer, whichever backbone it belongs to."""
+
+  name: str = 'transformer'
+  width: int = 64
+  heads: int = 2
+  inner: int = 256  # of the feed-forward sub-layer
+  dtype: str = 'float32'  # of the products; parameters and norms are float32 always
+
+
+class Context(NamedTuple):
+  """What a layer may know of its rows besides the states."""
+
+  visible_Bx1xLxL: jax.Array  # bool: query l may look at key k
+  real_BxL: jax.Array
+  position_BxL: jax.Array
+
+  @classmethod
+  def of(cls, rows: Rows) -> 'Context':
+    """Causal, within the segment, and never at filling."""
+    causal_LxL = jnp.tri(rows.item_BxL.shape[1], dtype=bool)
+    same_BxLxL = rows.segment_BxL[:, :, None] == rows.segment_BxL[:, None, :]
+    visible_BxLxL = causal_LxL[None] & same_BxLxL & rows.real_BxL[:, None, :]
+    return cls(visible_BxLxL[:, None], rows.real_BxL, rows.position_BxL)
+
+
+class Norm(nn.Module):
+  """LayerNorm in float32 with the published eps; gives back the type it was given."""
+
+  @nn.compact
+  def __call__(self, x):
+    norm = nn.LayerNorm(epsilon=1e-12, dtype=jnp.float32, use_fast_variance=False, name='norm')
+    return norm(x).astype(x.dtype)
+
+
+def dense(features: int, config: BackboneConfig, name: str, **kwargs) -> nn.Dense:
+  """A linear map with the published initialisation: normal(0, 0.02), bias 0."""
+  init = nn.initializers.normal(0.02)
+  return nn.Dense(features, kernel_init=init, dtype=config.dtype, name=name, **kwargs)

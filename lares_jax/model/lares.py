@@ -1,0 +1,204 @@
+"""LARES: a pre-block once, then one weight-tied core-block as often as depth says (arXiv 2505.16865).
+
+    x   = dropout(LN(E[item] + P[position]))
+    H   = pre(x)
+    Z_i = core(LN(f(Z_{i-1}, H))),  i = 1..T          one nn.scan; the same weights at every step
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from lares_jax.data.rows import Rows
+from lares_jax.errors import InputError
+from lares_jax.model.backbone import BackboneConfig, Context, Norm, dense
+from lares_jax.model.dropout import Dropout
+from lares_jax.model.transformer import TransformerLayer
+
+LAYERS = {'transformer': TransformerLayer}
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  """The model; what differs between training and inference is an argument, not a field."""
+
+  backbone: BackboneConfig = BackboneConfig()
+  positions: int = 50  # longest history that is read
+  pre_layers: int = 2
+  core_layers: int = 2  # 0: no reasoning, the plain backbone
+  combine: str = 'add'  # f(Z, H): add, concat or gated
+  initial: str = 'normal'  # Z_0: normal, zero, or normal_zero (noise in training only)
+  initial_std: float = 1.0
+  initial_scale: float = 3.0
+  embed_dropout: float = 0.5
+  pre_dropout: float = 0.5
+  core_dropout: float = 0.5
+  core_mask: str = 'step'  # dropout masks of the core-block: anew each step, or shared by all
+  remat: bool = True  # recompute a step in the backward pass instead of keeping its insides
+
+  def __post_init__(self):
+    choices = dict(combine=('add', 'concat', 'gated'), initial=('normal', 'zero', 'normal_zero'),
+                   core_mask=('step', 'shared'))
+    for key, allowed in choices.items():
+      if getattr(self, key) not in allowed:
+        raise InputError(f'model.{key}={getattr(self, key)!r}: use one of {", ".join(allowed)}')
+    if self.backbone.name not in LAYERS:
+      raise InputError(f'model.backbone.name={self.backbone.name!r}: use one of {", ".join(LAYERS)}')
+    if self.backbone.width % self.backbone.heads:
+      raise InputError(f'model.backbone.width={self.backbone.width} is not a multiple of '
+                       f'heads={self.backbone.heads}')
+
+
+class Reasoning(NamedTuple):
+  """What a run of the core-block leaves behind."""
+
+  state_BxLxD: jax.Array  # Z_T
+  picked_BxLxD: jax.Array | None  # Z at the step that was asked for
+  states_TxMxD: jax.Array | None  # Z_1.. at the places that were asked for; zeros beyond the depth
+  distance_T: jax.Array  # mean over tokens of |Z_i - Z_{i-1}| / |Z_{i-1}|; zeros beyond the depth
+
+
+class Step(nn.Module):
+  """One reasoning step: Z_i = core(LN(f(Z_{i-1}, H)))."""
+
+  config: ModelConfig
+
+  @nn.compact
+  def __call__(self, z_BxLxD, h_BxLxD, context: Context, train: bool):
+    c = self.config
+    if c.combine == 'add':
+      x_BxLxD = (z_BxLxD + h_BxLxD) / 2
+    elif c.combine == 'concat':
+      both_BxLx2D = jnp.concatenate([z_BxLxD, h_BxLxD], axis=-1)
+      x_BxLxD = dense(c.backbone.width, c.backbone, 'adapter')(both_BxLx2D)
+    else:
+      gate = nn.sigmoid(self.param('gate', nn.initializers.zeros, ())).astype(z_BxLxD.dtype)
+      x_BxLxD = gate * z_BxLxD + (1 - gate) * h_BxLxD
+    x_BxLxD = Norm(name='step_norm')(x_BxLxD)
+    for n in range(c.core_layers):
+      layer = LAYERS[c.backbone.name](c.backbone, c.core_dropout, name=f'core_{n}')
+      x_BxLxD = layer(x_BxLxD, context, train)
+    return x_BxLxD
+
+
+class _ScannedStep(nn.Module):
+  """The body of the scan: a step while i < depth, nothing at all beyond it."""
+
+  config: ModelConfig
+
+  @nn.compact
+  def __call__(self, carry, i, h_BxLxD, context, depth_B, pick, at_M, train):
+    z_BxLxD, picked_BxLxD = carry
+    block = nn.remat(Step, static_argnums=(4,)) if self.config.remat else Step
+    step = block(self.config, name='step')
+
+    def think(step, z_BxLxD):
+      new_BxLxD = step(z_BxLxD, h_BxLxD, context, train)
+      new_BxLxD = jnp.where((i < depth_B)[:, None, None], new_BxLxD, z_BxLxD)
+      real_BxL = context.real_BxL & (i < depth_B)[:, None]
+      return new_BxLxD, _distance(z_BxLxD, new_BxLxD, real_BxL)
+
+    rest = lambda step, z_BxLxD: (z_BxLxD, jnp.zeros(()))
+    if self.is_initializing():
+      new_BxLxD, distance = think(step, z_BxLxD)
+    else:
+      new_BxLxD, distance = nn.cond(i < depth_B.max(), think, rest, step, z_BxLxD)
+    if picked_BxLxD is not None:
+      picked_BxLxD = jnp.where(i == pick, new_BxLxD, picked_BxLxD)
+    out_MxD = None if at_M is None else new_BxLxD.reshape(-1, new_BxLxD.shape[-1])[at_M]
+    return (new_BxLxD, picked_BxLxD), (distance, out_MxD)
+
+
+def _distance(old_BxLxD, new_BxLxD, real_BxL):
+  old, new = (jax.lax.stop_gradient(x).astype(jnp.float32) for x in (old_BxLxD, new_BxLxD))
+  moved_BxL = jnp.linalg.norm(new - old, axis=-1) / (jnp.linalg.norm(old, axis=-1) + 1e-6)
+  return jnp.where(real_BxL, moved_BxL, 0.0).sum() / jnp.maximum(real_BxL.sum(), 1)
+
+
+class Lares(nn.Module):
+  """The model over a catalogue of `items` rows of embeddings."""
+
+  config: ModelConfig
+  items: int
+
+  def setup(self):
+    c = self.config
+    normal = nn.initializers.normal(0.02)
+    self.item_VxD = self.param('item', normal, (self.items, c.backbone.width))
+    self.position_PxD = self.param('position', normal, (c.positions, c.backbone.width))
+    self.input_norm = Norm()
+    self.input_dropout = Dropout(c.embed_dropout)
+    layer = LAYERS[c.backbone.name]
+    self.pre = [layer(c.backbone, c.pre_dropout) for _ in range(c.pre_layers)]
+    if c.core_layers:
+      scanned = nn.scan(
+        _ScannedStep,
+        variable_broadcast='params',
+        split_rngs={'params': False, 'dropout': c.core_mask == 'step'},
+        in_axes=(0, *[nn.broadcast] * 6),
+      )
+      self.scan = scanned(c)
+
+  def __call__(self, rows: Rows, z_BxLxD, depth_B, *, cap: int, train: bool = False, **wanted):
+    """Z_T of every token, and what `reason` is asked for besides; see there."""
+    return self.reason(self.prelude(rows, train), rows, z_BxLxD, depth_B, cap, train, **wanted)
+
+  def prelude(self, rows: Rows, train: bool = False) -> jax.Array:
+    """H [B, L, D]: the pre-block's view of every token."""
+    c = self.config
+    with jax.named_scope('embed'):
+      item_BxLxD = jnp.where(rows.real_BxL[..., None], self.item_VxD[rows.item_BxL], 0.0)
+      x_BxLxD = item_BxLxD + self.position_PxD[jnp.minimum(rows.position_BxL, c.positions - 1)]
+      x_BxLxD = self.input_norm(x_BxLxD.astype(c.backbone.dtype))
+      x_BxLxD = self.input_dropout(x_BxLxD, train)
+    with jax.named_scope('pre'):
+      for layer in self.pre:
+        x_BxLxD = layer(x_BxLxD, Context.of(rows), train)
+    return x_BxLxD
+
+  def reason(self, h_BxLxD, rows: Rows, z_BxLxD, depth_B, cap: int, train: bool = False,
+             pick=None, at_M=None) -> Reasoning:
+    """The core-block, applied to row b depth_B[b] times.
+
+    Args:
+      h_BxLxD: from `prelude`.
+      rows: the tokens.
+      z_BxLxD: the initial state Z_0.
+      depth_B: steps for each row, or one number for all; traced, so one program serves all depths.
+      cap: static upper bound of the depth; steps beyond the largest depth cost nothing.
+      train: dropout on.
+      pick: index from 0 of a step whose state is wanted besides the last.
+      at_M: places in the flattened [B * L] whose state is wanted after every step.
+    """
+    if not self.config.core_layers:
+      return Reasoning(h_BxLxD, None, None, jnp.zeros((0,)))
+    depth_B = jnp.broadcast_to(depth_B, rows.item_BxL.shape[:1])
+    picked_BxLxD = None if pick is None else jnp.zeros_like(h_BxLxD)
+    carry = z_BxLxD.astype(h_BxLxD.dtype), picked_BxLxD
+    with jax.named_scope('core'):
+      (state_BxLxD, picked_BxLxD), (distance_T, states_TxMxD) = self.scan(
+        carry, jnp.arange(cap), h_BxLxD, Context.of(rows), depth_B, pick, at_M, train)
+    return Reasoning(state_BxLxD, picked_BxLxD, states_TxMxD, distance_T)
+
+
+def initial_state(config: ModelConfig, rows: Rows, key: jax.Array, train: bool) -> jax.Array:
+  """Z_0 [B, L, D]: scale * truncated normal(0, std), cut at 3 std, drawn for every token.
+
+  In training the draw is over the whole batch. Otherwise a token's noise is a function of the key,
+  its item and its position alone, so that neither the order of users nor their company in a row or
+  batch changes a result, and a raw history gets the very state that evaluation gave it.
+  """
+  shape = (*rows.item_BxL.shape, config.backbone.width)
+  if config.initial == 'zero' or (config.initial == 'normal_zero' and not train):
+    return jnp.zeros(shape)
+  draw = lambda key, shape: jax.random.truncated_normal(key, -3.0, 3.0, shape)
+  if train:
+    z_BxLxD = draw(key, shape)
+  else:
+    fold = jax.random.fold_in
+    of_token = lambda item, position: draw(fold(fold(key, item), position), shape[2:])
+    z_BxLxD = jax.vmap(jax.vmap(of_token))(rows.item_BxL, rows.position_BxL)
+  return config.initial_scale * config.initial_std * z_BxLxD
