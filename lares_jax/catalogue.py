@@ -108,28 +108,33 @@ class _Blocks(NamedTuple):
     return jax.lax.dynamic_update_slice_in_dim(total, self.take(total, i) + part, self.start(i), 0)
 
 
-def _pad_rows(x: jax.Array, rows: int) -> jax.Array:
-  return jnp.pad(x, [(0, rows - x.shape[0])] + [(0, 0)] * (x.ndim - 1))
+class _Tiles:
+  """Queries in equal tiles, those that count first, so that tiles of mere filling are skipped."""
 
+  def __init__(self, real_M: jax.Array, tile: int):
+    self._rows = real_M.shape[0]
+    self._tile = min(self._rows, tile)
+    self._count = -(-self._rows // self._tile)
+    self._order_M = jnp.argsort(~real_M)  # stable
+    self.real = self.split(real_M)
 
-def _by_tiles(function, config: CatalogueConfig, real_M: jax.Array, *arrays):
-  """Maps `function(tile of each array)` over tiles of queries; a tile with nothing real is skipped.
+  def split(self, x: jax.Array) -> jax.Array:
+    """[M, ..] -> [tiles, tile, ..]."""
+    padding = [(0, self._count * self._tile - self._rows)] + [(0, 0)] * (x.ndim - 1)
+    return jnp.pad(x[self._order_M], padding).reshape(self._count, self._tile, *x.shape[1:])
 
-  `function` returns arrays with the tile's rows; skipped rows hold zeros.
-  """
-  rows = real_M.shape[0]
-  tile = min(rows, config.tile)
-  tiles = -(-rows // tile)
-  split = lambda x: _pad_rows(x, tiles * tile).reshape(tiles, tile, *x.shape[1:])
-  shapes = jax.eval_shape(function, *(jax.eval_shape(lambda x: split(x)[0], x) for x in arrays))
+  def join(self, x: jax.Array) -> jax.Array:
+    """[tiles, tile, ..] -> [M, ..], in the caller's order."""
+    x = x.reshape(-1, *x.shape[2:])[: self._rows]
+    return jnp.zeros_like(x).at[self._order_M].set(x, unique_indices=True)
 
-  def one(args):
-    real_m, *parts = args
+  def map(self, function, *arrays):
+    """`function(tile of each array)` for every tile with something real; elsewhere zeros."""
+    arrays = tuple(map(self.split, arrays))
+    shapes = jax.eval_shape(function, *(x[0] for x in arrays))
     skip = lambda *_: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    return jax.lax.cond(real_m.any(), function, skip, *parts)
-
-  out = jax.lax.map(one, (split(real_M), *map(split, arrays)))
-  return jax.tree.map(lambda x: x.reshape(tiles * tile, *x.shape[2:])[:rows], out)
+    one = lambda args: jax.lax.cond(args[0].any(), function, skip, *args[1:])
+    return jax.tree.map(self.join, jax.lax.map(one, (self.real, *arrays)))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -143,23 +148,23 @@ def likelihood(query_MxD, target_M, real_M, table_VxD, config: CatalogueConfig) 
     table_VxD: item embeddings.
     config: scores and block sizes.
   """
+  blocks = _Blocks.over(table_VxD.shape[0], config.block)
+
+  def lse_of(query_mxD):
+    def step(i, carry):
+      high_m, sum_m = carry
+      scores_mxK = block_scores(query_mxD, blocks.take(table_VxD, i), config)
+      scores_mxK = jnp.where(blocks.fresh(i), scores_mxK, -jnp.inf)
+      new_m = jnp.maximum(high_m, scores_mxK.max(axis=1))
+      sum_m = sum_m * jnp.exp(high_m - new_m) + jnp.exp(scores_mxK - new_m[:, None]).sum(axis=1)
+      return new_m, sum_m
+
+    first = jnp.full(query_mxD.shape[0], _LOWEST), jnp.zeros(query_mxD.shape[0])
+    high_m, sum_m = jax.lax.fori_loop(0, blocks.count, step, first)
+    return high_m + jnp.log(sum_m)
+
   with jax.named_scope('catalogue'):
-    blocks = _Blocks.over(table_VxD.shape[0], config.block)
-
-    def lse_of(query_mxD):
-      def step(i, carry):
-        high_m, sum_m = carry
-        scores_mxK = block_scores(query_mxD, blocks.take(table_VxD, i), config)
-        scores_mxK = jnp.where(blocks.fresh(i), scores_mxK, -jnp.inf)
-        new_m = jnp.maximum(high_m, scores_mxK.max(axis=1))
-        sum_m = sum_m * jnp.exp(high_m - new_m) + jnp.exp(scores_mxK - new_m[:, None]).sum(axis=1)
-        return new_m, sum_m
-
-      first = jnp.full(query_mxD.shape[0], _LOWEST), jnp.zeros(query_mxD.shape[0])
-      high_m, sum_m = jax.lax.fori_loop(0, blocks.count, step, first)
-      return high_m + jnp.log(sum_m)
-
-    lse_M = _by_tiles(lse_of, config, real_M, query_MxD)
+    lse_M = _Tiles(real_M, config.tile).map(lse_of, query_MxD)
     target_score_M = pair_scores(query_MxD, table_VxD[target_M], config)
     return Likelihood(lse_M, jnp.where(real_M, target_score_M, 0.0))
 
@@ -173,10 +178,7 @@ def _likelihood_backward(config, saved, grads):
   query_MxD, target_M, real_M, table_VxD, lse_M = saved
   g_lse_M, g_target_M = (jnp.where(real_M, g, 0.0) for g in grads)
   blocks = _Blocks.over(table_VxD.shape[0], config.block)
-  rows = real_M.shape[0]
-  tile = min(rows, config.tile)
-  tiles = -(-rows // tile)
-  split = lambda x: _pad_rows(x, tiles * tile).reshape(tiles, tile, *x.shape[1:])
+  tiles = _Tiles(real_M, config.tile)
 
   def per_tile(d_table_VxD, args):
     real_m, query_mxD, lse_m, g_lse_m = args
@@ -198,10 +200,9 @@ def _likelihood_backward(config, saved, grads):
     _, pull = jax.vjp(lambda q, e: pair_scores(q, e, config), query_MxD, table_VxD[target_M])
     d_query_target_MxD, d_target_MxD = pull(g_target_M)
     d_table_VxD = jnp.zeros_like(table_VxD).at[target_M].add(d_target_MxD)
-    args = tuple(map(split, (real_M, query_MxD, lse_M, g_lse_M)))
+    args = (tiles.real, *map(tiles.split, (query_MxD, lse_M, g_lse_M)))
     d_table_VxD, d_query = jax.lax.scan(per_tile, d_table_VxD, args)
-    d_query_MxD = d_query.reshape(tiles * tile, -1)[:rows] + d_query_target_MxD
-  return d_query_MxD, None, None, d_table_VxD
+  return tiles.join(d_query) + d_query_target_MxD, None, None, d_table_VxD
 
 
 likelihood.defvjp(_likelihood_forward, _likelihood_backward)
@@ -247,7 +248,8 @@ def ranks(query_MxD, target_M, real_M, table_VxD, config, hidden_MxH=None) -> ja
     return jnp.where(last, table_VxD.shape[0] - 1.0, rank_m)
 
   with jax.named_scope('catalogue_ranks'):
-    return _by_tiles(rank_of, config, real_M, query_MxD, target_M, hidden_MxH)
+    return _Tiles(real_M, config.tile).map(
+      rank_of, query_MxD, target_M, hidden_MxH)
 
 
 def top_k(query_MxD, real_M, table_VxD, k: int, config, hidden_MxH=None):
@@ -276,4 +278,4 @@ def top_k(query_MxD, real_M, table_VxD, k: int, config, hidden_MxH=None):
     return score_mxk, jnp.where(jnp.isneginf(score_mxk), -1, item_mxk)
 
   with jax.named_scope('catalogue_top_k'):
-    return _by_tiles(best_of, config, real_M, query_MxD, hidden_MxH)
+    return _Tiles(real_M, config.tile).map(best_of, query_MxD, hidden_MxH)

@@ -7,10 +7,12 @@ import numpy as np
 from lares_jax.data.rows import Rows
 from lares_jax.model.backbone import BackboneConfig
 from lares_jax.model.lares import ModelConfig
+from lares_jax.model.tedrec import FusionConfig
 
 FOLDER = pathlib.Path(__file__).parent / 'golden'
 _LEAF = {'weight': 'kernel', 'bias': 'bias'}
 _FFN = {'in': 'inner', 'out': 'outer'}
+_FUSION = ('complex_weight', 'item_gating', 'fusion_gating', 'moe_adaptor')
 
 
 def load(name: str) -> dict[str, np.ndarray]:
@@ -30,6 +32,8 @@ def config(name: str) -> ModelConfig:
   return ModelConfig(
     backbone=BackboneConfig(name='transformer' if backbone == 'tedrec' else backbone,
                             width=16, heads=2, inner=inner),
+    fusion=FusionConfig(name='tedrec' if backbone == 'tedrec' else 'none', text_width=12,
+                        experts=2, dropout=0.0, noise=False),
     positions=8, pre_layers=2, core_layers=1, combine=combine,
     embed_dropout=0.0, pre_dropout=0.0, core_dropout=0.0)
 
@@ -37,13 +41,18 @@ def config(name: str) -> ModelConfig:
 def path_of(key: str) -> tuple[str, ...]:
   """Where this package keeps the parameter that the golden file calls `key`."""
   parts = key.split('.')
-  if parts[0] in ('item_embedding', 'position_embedding'):
+  if parts[0] in ('item_embedding', 'position_embedding', 'text_embedding'):
     return (parts[0].split('_')[0],)
   if parts[0] == 'adapter':
     return ('scan', 'step', 'gate') if len(parts) == 1 else ('scan', 'step', 'adapter', _LEAF[parts[1]])
   if parts[0] in ('input_norm', 'step_norm'):
     head = ('input_norm',) if parts[0] == 'input_norm' else ('scan', 'step', 'step_norm')
     return (*head, 'norm', 'scale' if parts[1] == 'weight' else 'bias')
+  if parts[0] in _FUSION:
+    if parts[:2] == ['moe_adaptor', 'experts']:
+      parts = [f'expert_{parts[2]}', *parts[3:]]
+    *modules, leaf = [part for part in parts if part != 'moe_adaptor']
+    return ('fusion', *modules, leaf if modules == [] else _LEAF[leaf])
   stack, layer, block, *rest = parts
   head = (f'pre_{layer}',) if stack == 'pre' else ('scan', 'step', f'core_{layer}')
   if rest[0] == 'norm':

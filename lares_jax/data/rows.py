@@ -17,6 +17,7 @@ class Rows(NamedTuple):
   position_BxL: Array  # int32, from 0 at the start of each segment
   segment_BxL: Array  # int32; tokens see each other only within a segment
   real_BxL: Array  # bool
+  time_BxL: Array | None = None  # int32, seconds since the segment's start; None: unknown
 
 
 class Plan(NamedTuple):
@@ -70,16 +71,34 @@ def ranges(length_S: np.ndarray) -> np.ndarray:
   return np.arange(length_S.sum()) - np.repeat(start_S, length_S)
 
 
-def fill(items_N, start_S, length_S, row_S, place_S, shape: tuple[int, int]) -> Rows:
-  """Rows of the given shape holding items_N[start : start + length] of each segment."""
+def fill(items_N, start_S, length_S, row_S, place_S, shape: tuple[int, int],
+         times_N=None, second: int = 1) -> Rows:
+  """Rows of the given shape holding items_N[start : start + length] of each segment.
+
+  Args:
+    items_N: interactions.
+    start_S: where each segment starts in them.
+    length_S: how many it takes.
+    row_S: the row it goes to.
+    place_S: its first place in that row.
+    shape: B and L.
+    times_N: the interactions' times, int64, if the rows are to have them.
+    second: how many of their units make a second.
+  """
   step = ranges(length_S)
   flat = np.repeat(row_S * shape[1] + place_S, length_S) + step
   real = np.zeros(shape, bool)
   item, segment = np.zeros(shape, np.int32), np.full(shape, -1, np.int32)
   # Filling counts on, so that a row with one segment has the positions 0..L-1 throughout.
   position = np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape).copy()
-  item.flat[flat] = items_N[np.repeat(start_S, length_S) + step]
+  index = np.repeat(start_S, length_S) + step
+  item.flat[flat] = items_N[index]
   position.flat[flat] = step
   segment.flat[flat] = np.repeat(np.arange(len(length_S)), length_S)
   real.flat[flat] = True
-  return Rows(item, position, segment, real)
+  if times_N is None:
+    return Rows(item, position, segment, real)
+  time = np.zeros(shape, np.int32)
+  since = (times_N[index] - times_N[index - step]) // second
+  time.flat[flat] = np.clip(since, 0, np.iinfo(np.int32).max)
+  return Rows(item, position, segment, real, time)

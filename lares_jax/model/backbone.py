@@ -22,8 +22,12 @@ class BackboneConfig:
   name: str = 'transformer'
   width: int = 64
   heads: int = 2
-  inner: int = 256  # of the feed-forward sub-layer
+  inner: int = 256  # of the feed-forward sub-layer; of the state, for gru
   dtype: str = 'float32'  # of the products; parameters and norms are float32 always
+  filter_share: float = 0.7  # bsarec: a, what the filter weighs beside attention
+  low_band: int = 3  # bsarec: c; the c // 2 + 1 lowest frequencies are the low ones
+  distances: int = 64  # hstu: distances in tokens told apart; all beyond share the last
+  times: bool = False  # hstu: weigh gaps in time too; needs the time of every interaction
 
 
 class Context(NamedTuple):
@@ -32,6 +36,7 @@ class Context(NamedTuple):
   visible_Bx1xLxL: jax.Array  # bool: query l may look at key k
   real_BxL: jax.Array
   position_BxL: jax.Array
+  time_BxL: jax.Array | None  # int32, seconds since the segment's start; None: unknown
 
   @classmethod
   def of(cls, rows: Rows) -> 'Context':
@@ -39,15 +44,17 @@ class Context(NamedTuple):
     causal_LxL = jnp.tri(rows.item_BxL.shape[1], dtype=bool)
     same_BxLxL = rows.segment_BxL[:, :, None] == rows.segment_BxL[:, None, :]
     visible_BxLxL = causal_LxL[None] & same_BxLxL & rows.real_BxL[:, None, :]
-    return cls(visible_BxLxL[:, None], rows.real_BxL, rows.position_BxL)
+    return cls(visible_BxLxL[:, None], rows.real_BxL, rows.position_BxL, rows.time_BxL)
 
 
 class Norm(nn.Module):
   """LayerNorm in float32 with the published eps; gives back the type it was given."""
 
+  epsilon: float = 1e-12
+
   @nn.compact
   def __call__(self, x):
-    norm = nn.LayerNorm(epsilon=1e-12, dtype=jnp.float32, use_fast_variance=False, name='norm')
+    norm = nn.LayerNorm(epsilon=self.epsilon, dtype=jnp.float32, use_fast_variance=False, name='norm')
     return norm(x).astype(x.dtype)
 
 

@@ -15,10 +15,18 @@ from flax import linen as nn
 from lares_jax.data.rows import Rows
 from lares_jax.errors import InputError
 from lares_jax.model.backbone import BackboneConfig, Context, Norm, dense
+from lares_jax.model.bsarec import BsarecLayer
 from lares_jax.model.dropout import Dropout
+from lares_jax.model.fmlp import FmlpLayer
+from lares_jax.model.gru import GruLayer
+from lares_jax.model.hstu import HstuLayer
+from lares_jax.model.tedrec import FusionConfig, TedrecFusion
 from lares_jax.model.transformer import TransformerLayer
 
-LAYERS = {'transformer': TransformerLayer}
+LAYERS = {'transformer': TransformerLayer, 'fmlp': FmlpLayer, 'bsarec': BsarecLayer,
+          'hstu': HstuLayer, 'gru': GruLayer}
+NOT_CAUSAL = frozenset({'fmlp', 'bsarec'})
+GIVEN = frozenset({'text'})  # parameters that are data: no gradient, nothing for an optimizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +34,7 @@ class ModelConfig:
   """The model; what differs between training and inference is an argument, not a field."""
 
   backbone: BackboneConfig = BackboneConfig()
+  fusion: FusionConfig = FusionConfig()
   positions: int = 50  # longest history that is read
   pre_layers: int = 2
   core_layers: int = 2  # 0: no reasoning, the plain backbone
@@ -51,13 +60,18 @@ class ModelConfig:
       raise InputError(f'model.backbone.width={self.backbone.width} is not a multiple of '
                        f'heads={self.backbone.heads}')
 
+  @property
+  def causal(self) -> bool:
+    """Whether no token sees a later one; if not, a row must hold one history and score its last."""
+    return self.backbone.name not in NOT_CAUSAL and self.fusion.name == 'none'
+
 
 class Reasoning(NamedTuple):
   """What a run of the core-block leaves behind."""
 
   state_BxLxD: jax.Array  # Z_T
   picked_BxLxD: jax.Array | None  # Z at the step that was asked for
-  states_TxMxD: jax.Array | None  # Z_1.. at the places that were asked for; zeros beyond the depth
+  states_TxBxAxD: jax.Array | None  # Z_1.. at the places asked for; beyond the depth Z_T again
   distance_T: jax.Array  # mean over tokens of |Z_i - Z_{i-1}| / |Z_{i-1}|; zeros beyond the depth
 
 
@@ -90,7 +104,7 @@ class _ScannedStep(nn.Module):
   config: ModelConfig
 
   @nn.compact
-  def __call__(self, carry, i, h_BxLxD, context, depth_B, pick, at_M, train):
+  def __call__(self, carry, i, h_BxLxD, context, depth_B, pick, place_BxA, train):
     z_BxLxD, picked_BxLxD = carry
     block = nn.remat(Step, static_argnums=(4,)) if self.config.remat else Step
     step = block(self.config, name='step')
@@ -108,8 +122,13 @@ class _ScannedStep(nn.Module):
       new_BxLxD, distance = nn.cond(i < depth_B.max(), think, rest, step, z_BxLxD)
     if picked_BxLxD is not None:
       picked_BxLxD = jnp.where(i == pick, new_BxLxD, picked_BxLxD)
-    out_MxD = None if at_M is None else new_BxLxD.reshape(-1, new_BxLxD.shape[-1])[at_M]
-    return (new_BxLxD, picked_BxLxD), (distance, out_MxD)
+    out_BxAxD = None if place_BxA is None else at_places(new_BxLxD, place_BxA)
+    return (new_BxLxD, picked_BxLxD), (distance, out_BxAxD)
+
+
+def at_places(x_BxLxD: jax.Array, place_BxA: jax.Array | None) -> jax.Array:
+  """The states at the given tokens of each row [B, A, D]; None: all of them."""
+  return x_BxLxD if place_BxA is None else jnp.take_along_axis(x_BxLxD, place_BxA[..., None], axis=1)
 
 
 def _distance(old_BxLxD, new_BxLxD, real_BxL):
@@ -129,6 +148,10 @@ class Lares(nn.Module):
     normal = nn.initializers.normal(0.02)
     self.item_VxD = self.param('item', normal, (self.items, c.backbone.width))
     self.position_PxD = self.param('position', normal, (c.positions, c.backbone.width))
+    if c.fusion.name == 'tedrec':
+      text_shape = (self.items, c.fusion.text_width)
+      self.text_VxW = self.param('text', nn.initializers.zeros, text_shape)
+      self.fusion = TedrecFusion(c.fusion, c.backbone)
     self.input_norm = Norm()
     self.input_dropout = Dropout(c.embed_dropout)
     layer = LAYERS[c.backbone.name]
@@ -151,6 +174,10 @@ class Lares(nn.Module):
     c = self.config
     with jax.named_scope('embed'):
       item_BxLxD = jnp.where(rows.real_BxL[..., None], self.item_VxD[rows.item_BxL], 0.0)
+      if c.fusion.name == 'tedrec':
+        text_BxLxW = jax.lax.stop_gradient(self.text_VxW)[rows.item_BxL]
+        text_BxLxW = jnp.where(rows.real_BxL[..., None], text_BxLxW, 0.0)
+        item_BxLxD = self.fusion(item_BxLxD, text_BxLxW, train)
       x_BxLxD = item_BxLxD + self.position_PxD[jnp.minimum(rows.position_BxL, c.positions - 1)]
       x_BxLxD = self.input_norm(x_BxLxD.astype(c.backbone.dtype))
       x_BxLxD = self.input_dropout(x_BxLxD, train)
@@ -160,7 +187,7 @@ class Lares(nn.Module):
     return x_BxLxD
 
   def reason(self, h_BxLxD, rows: Rows, z_BxLxD, depth_B, cap: int, train: bool = False,
-             pick=None, at_M=None) -> Reasoning:
+             pick=None, place_BxA=None) -> Reasoning:
     """The core-block, applied to row b depth_B[b] times.
 
     Args:
@@ -171,7 +198,7 @@ class Lares(nn.Module):
       cap: static upper bound of the depth; steps beyond the largest depth cost nothing.
       train: dropout on.
       pick: index from 0 of a step whose state is wanted besides the last.
-      at_M: places in the flattened [B * L] whose state is wanted after every step.
+      place_BxA: tokens of each row whose state is wanted after every step.
     """
     if not self.config.core_layers:
       return Reasoning(h_BxLxD, None, None, jnp.zeros((0,)))
@@ -179,9 +206,9 @@ class Lares(nn.Module):
     picked_BxLxD = None if pick is None else jnp.zeros_like(h_BxLxD)
     carry = z_BxLxD.astype(h_BxLxD.dtype), picked_BxLxD
     with jax.named_scope('core'):
-      (state_BxLxD, picked_BxLxD), (distance_T, states_TxMxD) = self.scan(
-        carry, jnp.arange(cap), h_BxLxD, Context.of(rows), depth_B, pick, at_M, train)
-    return Reasoning(state_BxLxD, picked_BxLxD, states_TxMxD, distance_T)
+      (state_BxLxD, picked_BxLxD), (distance_T, states_TxBxAxD) = self.scan(
+        carry, jnp.arange(cap), h_BxLxD, Context.of(rows), depth_B, pick, place_BxA, train)
+    return Reasoning(state_BxLxD, picked_BxLxD, states_TxBxAxD, distance_T)
 
 
 def initial_state(config: ModelConfig, rows: Rows, key: jax.Array, train: bool) -> jax.Array:

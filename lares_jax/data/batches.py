@@ -1,0 +1,269 @@
+"""Training batches: a pure function of (seed, step), built by whole-array gathers."""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import grain
+import numpy as np
+
+from lares_jax.data.rows import Plan, Rows, fill, pack, ranges
+from lares_jax.data.store import Store
+from lares_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+  """How histories become rows."""
+
+  rows: str = 'packed'  # several histories a row, every position scored; or prefix: one, its last
+  row_length: int = 64
+  max_history: int = 50
+
+  def __post_init__(self):
+    if self.rows not in ('packed', 'prefix'):
+      raise InputError(f'data.rows={self.rows!r}: use packed or prefix')
+    if self.max_history < 2 or self.length < self.max_history:
+      raise InputError(f'data.row_length={self.row_length} must hold data.max_history='
+                       f'{self.max_history}, and that must be at least 2')
+
+  @property
+  def length(self) -> int:
+    """L: a row with one prefix has no room for more."""
+    return self.row_length if self.rows == 'packed' else self.max_history
+
+
+class Batch(NamedTuple):
+  """One training step's input: A places a row, and P pairs of histories with the same target."""
+
+  rows: Rows
+  place_BxA: np.ndarray | None  # int32: which tokens of a row are scored; None: all of them in turn
+  target_BxA: np.ndarray  # int32: the item that follows
+  scored_BxA: np.ndarray  # bool: the places whose target counts (each target once an epoch)
+  partner: Rows | None  # rows of the partners
+  anchor_P: np.ndarray | None  # places in the flattened rows
+  partner_P: np.ndarray | None  # places in the flattened partner rows
+  pair_target_P: np.ndarray | None  # int32: the item that both predict
+  paired_P: np.ndarray | None  # bool: False fills
+
+
+class Windows(NamedTuple):
+  """Stretches of training histories: tokens [start, start + length), targets one further on.
+
+  The first `context` tokens only lend context: an earlier window scores them.
+  """
+
+  start_S: np.ndarray
+  length_S: np.ndarray
+  context_S: np.ndarray
+
+  @classmethod
+  def sliding(cls, store: Store, size: int) -> 'Windows':
+    """Every training target once, with at least half of the context its own prefix would have."""
+    first_U, end_U = store.offsets[:-1], store.valid_start_U
+    tokens_U = np.maximum(end_U - first_U - 1, 0)
+    stride = size // 2
+    count_U = np.where(tokens_U > 0, 1 + -(-np.maximum(tokens_U - size, 0) // stride), 0)
+    user_S = np.repeat(np.arange(len(tokens_U)), count_U)
+    start_S = ranges(count_U) * stride
+    length_S = np.minimum(tokens_U[user_S] - start_S, size)
+    context_S = np.where(start_S > 0, size - stride, 0)
+    return cls(first_U[user_S] + start_S, length_S, context_S)
+
+  @classmethod
+  def prefixes(cls, store: Store, size: int) -> 'Windows':
+    """One window for every training target, which alone is scored."""
+    end_N = training_targets(store)
+    first_N = store.offsets[np.searchsorted(store.offsets, end_N, side='right') - 1]
+    length_N = np.minimum(end_N - first_N, size)
+    return cls(end_N - length_N, length_N, length_N - 1)
+
+
+def training_targets(store: Store) -> np.ndarray:
+  """Absolute indices of all training targets: every training interaction but a user's first."""
+  count_U = np.maximum(store.valid_start_U - store.offsets[:-1] - 1, 0)
+  return np.repeat(store.offsets[:-1] + 1, count_U) + ranges(count_U)
+
+
+class Partners:
+  """Other training occurrences of the same target item (method.md section 4)."""
+
+  def __init__(self, store: Store, max_history: int):
+    self._store, self._max_history = store, max_history
+    end_N = training_targets(store)
+    target_N = np.asarray(store.items_N)[end_N]
+    self._by_item_N = end_N[np.argsort(target_N, kind='stable')]  # rising within an item
+    self._first_V = np.searchsorted(np.sort(target_N), np.arange(store.num_items + 1))
+
+  def draw(self, end_P: np.ndarray, generator: np.random.Generator):
+    """For targets at `end_P`: start and length of a partner's history; itself if it has none."""
+    items_N, offsets = self._store.items_N, self._store.offsets
+    target_P = items_N[end_P]
+    first_P, last_P = self._first_V[target_P], self._first_V[target_P + 1]
+    # Uniform over the others: draw among one fewer, and step over one's own place.
+    chosen_P = first_P + (generator.random(len(end_P)) * (last_P - first_P - 1)).astype(np.int64)
+    own_P = self._by_item_N[chosen_P] >= end_P
+    chosen_P = np.where(last_P - first_P > 1, chosen_P + own_P, first_P)
+    partner_P = self._by_item_N[chosen_P]
+    user_P = np.searchsorted(offsets, partner_P, side='right') - 1
+    length_P = np.minimum(partner_P - offsets[user_P], self._max_history)
+    return partner_P - length_P, length_P
+
+
+class TrainBatches:
+  """All batches of a run. `pairs` 0 leaves the partners out (no trajectory alignment)."""
+
+  def __init__(self, store: Store, config: DataConfig, batch_rows: int, pairs: int, seed: int):
+    if pairs < 0 or batch_rows < 1:
+      raise InputError(f'batch_rows={batch_rows} must be at least 1 and pairs={pairs} at least 0')
+    packed = config.rows == 'packed'
+    make = Windows.sliding if packed else Windows.prefixes
+    self.windows = make(store, config.max_history)
+    length_S = self.windows.length_S
+    if not length_S.size:
+      raise InputError(f'{store.directory}: no user has two training items; nothing to train on')
+    self._plan = pack(length_S, config.length) if packed else Plan(
+      np.arange(len(length_S)), np.zeros_like(length_S), len(length_S))
+    self._by_row_S = np.argsort(self._plan.row_S, kind='stable')
+    self._row_first = np.searchsorted(self._plan.row_S[self._by_row_S], np.arange(self._plan.rows + 1))
+    self._store, self._config, self._seed = store, config, seed
+    self.batch_rows, self.pairs = batch_rows, pairs
+    self.targets = int((length_S - self.windows.context_S).sum())
+    self.steps_per_epoch = max(self._plan.rows // batch_rows, 1)
+    if pairs:
+      self._partners = Partners(store, config.max_history)
+      self._partner_rows = self._rows_for_partners()
+
+  def _rows_for_partners(self) -> int:
+    if self._config.rows == 'prefix':
+      return self.pairs
+    store, rng = self._store, np.random.default_rng(0)
+    end_N = training_targets(store)
+    _, length_P = self._partners.draw(end_N[rng.integers(len(end_N), size=10_000)], rng)
+    return int(np.ceil(1.1 * self.pairs * length_P.mean() / self._config.length)) + 1
+
+  @functools.lru_cache(maxsize=4)  # noqa: B019 - lives as long as the run
+  def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    """(window of each slot, order of rows). Windows of one length change places among themselves."""
+    generator = np.random.default_rng([self._seed, 1, epoch])
+    length_S = self.windows.length_S
+    shuffled_S = generator.permutation(len(length_S))
+    window_of_slot = np.empty_like(shuffled_S)
+    # Slot s was planned for window s: give it any window of that length.
+    window_of_slot[np.argsort(length_S, kind='stable')] = shuffled_S[
+      np.argsort(length_S[shuffled_S], kind='stable')]
+    return window_of_slot, generator.permutation(self._plan.rows)
+
+  def batch(self, step: int) -> Batch:
+    """The batch of one step, whole; a process slices its own rows out of it."""
+    epoch, i = divmod(step, self.steps_per_epoch)
+    window_of_slot, row_order = self._epoch(epoch)
+    row_R = row_order[i * self.batch_rows : (i + 1) * self.batch_rows]
+    first_R, count_R = self._row_first[row_R], np.diff(self._row_first)[row_R]
+    slot_S = self._by_row_S[np.repeat(first_R, count_R) + ranges(count_R)]
+    row_S, place_S = np.repeat(np.arange(len(row_R)), count_R), self._plan.place_S[slot_S]
+    start_S, length_S, context_S = (x[window_of_slot[slot_S]] for x in self.windows)
+
+    shape = (self.batch_rows, self._config.length)
+    items_N = self._store.items_N
+    rows = fill(items_N, start_S, length_S, row_S, place_S, shape)
+    target = np.zeros(shape, np.int32)
+    token, step_in = np.repeat(row_S * shape[1] + place_S, length_S), ranges(length_S)
+    target.flat[token + step_in] = items_N[np.repeat(start_S + 1, length_S) + step_in]
+    scored = np.zeros(shape, bool)
+    scored.flat[token + step_in] = step_in >= np.repeat(context_S, length_S)
+    place = None
+    if self._config.rows == 'prefix':  # only the last token of a row counts: leave the others out
+      place = np.zeros((shape[0], 1), np.int32)
+      place[row_S, 0] = length_S - 1
+      target, scored = (np.take_along_axis(x, place, axis=1) for x in (target, scored))
+    if not self.pairs:
+      return Batch(rows, place, target, scored, None, None, None, None, None)
+
+    # One anchor a segment, uniform over its scored tokens; segments in random order.
+    generator = np.random.default_rng([self._seed, 2, step])
+    scored_S = length_S - context_S
+    token_S = context_S + (generator.random(len(scored_S)) * scored_S).astype(np.int64)
+    chosen = generator.permutation(len(scored_S))[: self.pairs]
+    anchor_p = (row_S * shape[1] + place_S + token_S)[chosen]
+    end_p = (start_S + token_S + 1)[chosen]
+    partner, last_p, fits_p = self._partner_batch(end_p, generator)
+    filled = lambda x: np.pad(x, (0, self.pairs - len(chosen)))
+    pairs = [filled(x.astype(np.int32)) for x in (anchor_p, last_p, items_N[end_p])]
+    return Batch(rows, place, target, scored, partner, *pairs, filled(fits_p))
+
+  def _partner_batch(self, end_P: np.ndarray, generator: np.random.Generator):
+    """Rows of partners for the targets at `end_P`, the place of each one's last token, which fit."""
+    start_P, length_P = self._partners.draw(end_P, generator)
+    shape = (self._partner_rows, self._config.length)
+    if self._config.rows == 'prefix':
+      plan = Plan(np.arange(len(end_P)), np.zeros_like(length_P), shape[0])
+    else:
+      plan = pack(length_P, shape[1])
+    # Rows are kept at random, so that lack of room favours no length.
+    row_P = generator.permutation(max(plan.rows, 1))[plan.row_S] if plan.rows > shape[0] else plan.row_S
+    fits = row_P < shape[0]
+    keep = lambda x: x[fits]
+    rows = fill(self._store.items_N, keep(start_P), keep(length_P), keep(row_P),
+                keep(plan.place_S), shape)
+    last_P = np.where(fits, row_P * shape[1] + plan.place_S + length_P - 1, 0)
+    return rows, last_P, fits
+
+  def dataset(self) -> grain.MapDataset:
+    """Every step's batch by index, for grain to prefetch and to remember its place in."""
+    return grain.MapDataset.range(2**31 - 1).map(lambda step: self.batch(int(step)))
+
+
+class EvalBatch(NamedTuple):
+  """Histories to rank a target for, A to a row at most."""
+
+  rows: Rows
+  place_BxA: np.ndarray  # int32: last token of each history
+  target_BxA: np.ndarray  # int32
+  scored_BxA: np.ndarray  # bool: False fills
+  index_BxA: np.ndarray  # which of the caller's histories this is; -1 fills
+  hidden_BxAxH: np.ndarray | None  # items to leave out of the ranking; -1 fills
+
+
+def eval_batches(items_N, first_M, end_M, target_M, config: DataConfig, batch_rows: int,
+                 hide: bool = False):
+  """Yields EvalBatch for the histories items_N[first : end], all of one shape.
+
+  Args:
+    items_N: interactions.
+    first_M: where each history starts; only its last `max_history` items are read.
+    end_M: where it ends; a history has at least one item.
+    target_M: the item to rank.
+    config: rows.
+    batch_rows: B.
+    hide: leave the items of the whole history out of the ranking.
+  """
+  length_M = np.minimum(end_M - first_M, config.max_history)
+  one_each = Plan(np.arange(len(length_M)), np.zeros_like(length_M), len(length_M))
+  plan = pack(length_M, config.length) if config.rows == 'packed' else one_each
+  order_M = np.argsort(plan.row_S, kind='stable')
+  count = np.bincount(plan.row_S, minlength=plan.rows)
+  nth_M = np.empty_like(order_M)  # which history of its row each one is
+  nth_M[order_M] = ranges(count)
+  width = int(count.max(initial=0))
+  hidden_width = int((end_M - first_M).max(initial=0)) if hide else 0
+  edges = np.searchsorted(plan.row_S[order_M], np.arange(0, plan.rows + batch_rows, batch_rows))
+  for b, (low, high) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+    m = order_M[low:high]
+    row, place, length = plan.row_S[m] - b * batch_rows, plan.place_S[m], length_M[m]
+    rows = fill(items_N, end_M[m] - length, length, row, place, (batch_rows, config.length))
+
+    def laid(values, filling, dtype=np.int32, row=row, nth=nth_M[m]):
+      out = np.full((batch_rows, width, *values.shape[1:]), filling, dtype)
+      out[row, nth] = values
+      return out
+
+    hidden = None
+    if hide:
+      whole = end_M[m] - first_M[m]
+      own = np.full((len(m), hidden_width), -1)
+      own[np.repeat(np.arange(len(m)), whole), ranges(whole)] = items_N[
+        np.repeat(first_M[m], whole) + ranges(whole)]
+      hidden = laid(own, -1)
+    yield EvalBatch(rows, laid(place + length - 1, 0), laid(target_M[m], 0),
+                    laid(np.ones(len(m)), False, bool), laid(m, -1), hidden)

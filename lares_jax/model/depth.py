@@ -1,0 +1,49 @@
+"""How deep to think at each training step: a pure function of (seed, step), the same on every host."""
+
+import dataclasses
+
+import numpy as np
+
+from lares_jax.errors import InputError
+
+DISTRIBUTIONS = ('poisson_lognormal', 'poisson', 'poisson_bounded', 'uniform', 'constant')
+_SPREAD = 0.5  # s of the log-normal rate
+
+
+@dataclasses.dataclass(frozen=True)
+class DepthConfig:
+  """Mean recurrence r and the law of the training depth; `mean` 0 is the plain backbone."""
+
+  mean: int = 4
+  distribution: str = 'poisson_lognormal'
+
+  def __post_init__(self):
+    if self.distribution not in DISTRIBUTIONS:
+      raise InputError(f'depth.distribution={self.distribution!r}: '
+                       f'use one of {", ".join(DISTRIBUTIONS)}')
+    if self.mean < 0:
+      raise InputError(f'depth.mean={self.mean}: use 0 (no reasoning) or more')
+
+  @property
+  def cap(self) -> int:
+    """The largest depth that training can draw (for `poisson`, where it is cut: beyond 4r)."""
+    r = self.mean
+    return {'poisson_lognormal': 3 * r, 'uniform': 2 * r, 'poisson_bounded': 2 * r,
+            'poisson': 4 * r + 4, 'constant': r}[self.distribution] if r else 0
+
+
+def draw(config: DepthConfig, generator: np.random.Generator, size: int | None = None):
+  """One depth, or `size` independent ones (int32), between 1 and the cap (method.md section 3)."""
+  r = config.mean
+  if not r:
+    return np.zeros(size or (), np.int32)
+  if config.distribution == 'poisson_lognormal':
+    rate = generator.lognormal(np.log(r) - _SPREAD**2 / 2, _SPREAD, size)
+    depth = generator.poisson(rate) + 1
+  elif config.distribution == 'uniform':
+    depth = generator.integers(1, 2 * r + 1, size)
+  elif config.distribution == 'constant':
+    depth = np.full(size or (), r)
+  else:
+    depth = generator.poisson(r, size)
+  return np.clip(depth, 1, config.cap).astype(np.int32)

@@ -1,0 +1,41 @@
+"""The FMLP backbone: a learned filter over the whole row, then a feed-forward sub-layer.
+
+Zhou et al., "Filter-enhanced MLP is All You Need for Sequential Recommendation" (WWW 2022). The
+filter mixes later positions into earlier ones, so a row holds one history and only its last
+position means anything; its weights fix the length of a row.
+"""
+
+from flax import linen as nn
+
+from lares_jax.model.backbone import BackboneConfig, Context, Norm
+from lares_jax.model.dropout import Dropout
+from lares_jax.model.fourier import irfft, learned, rfft, times
+from lares_jax.model.transformer import FeedForward
+
+
+class Filter(nn.Module):
+  """LN(x + dropout(irfft(rfft(x) * W))), W complex of L // 2 + 1 frequencies by D."""
+
+  config: BackboneConfig
+  rate: float
+
+  @nn.compact
+  def __call__(self, x_BxLxD, train: bool):
+    length = x_BxLxD.shape[1]
+    shape = (1, length // 2 + 1, self.config.width, 2)
+    weight_1xFxDx2 = self.param('complex_weight', nn.initializers.normal(0.02), shape)
+    out_BxLxD = irfft(times(rfft(x_BxLxD), learned(weight_1xFxDx2)), length)
+    out_BxLxD = Dropout(self.rate)(out_BxLxD.astype(x_BxLxD.dtype), train)
+    return Norm(name='norm')(x_BxLxD + out_BxLxD)
+
+
+class FmlpLayer(nn.Module):
+  """Filter, then feed-forward (4D wide as published)."""
+
+  config: BackboneConfig
+  rate: float
+
+  @nn.compact
+  def __call__(self, x_BxLxD, context: Context, train: bool):
+    x_BxLxD = Filter(self.config, self.rate, name='filter')(x_BxLxD, train)
+    return FeedForward(self.config, self.rate, name='ffn')(x_BxLxD, train)

@@ -1,0 +1,167 @@
+"""Phase two: group-relative reinforcement of rollouts that rank the target well (method.md 6)."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lares_jax import catalogue, metrics
+from lares_jax.catalogue import CatalogueConfig
+from lares_jax.data.batches import Batch
+from lares_jax.data.rows import Rows
+from lares_jax.errors import InputError
+from lares_jax.model import depth
+from lares_jax.model.depth import DepthConfig
+from lares_jax.model.lares import Lares, at_places, initial_state
+
+
+@dataclasses.dataclass(frozen=True)
+class PosttrainConfig:
+  """Rollouts, their reward, and how tightly the reference holds the policy."""
+
+  rollouts: int = 4  # G
+  reward: str = 'recall'  # or ndcg
+  k: int = 10
+  beta: float = 1.0
+  reference_noise: str = 'shared'  # the rollout's own Z_0; or independent, as published
+  depths: str = 'rollout'  # each rollout its own depth; or group: one depth for all of a step
+
+  def __post_init__(self):
+    choices = dict(reward=('recall', 'ndcg'), reference_noise=('shared', 'independent'),
+                   depths=('rollout', 'group'))
+    for key, allowed in choices.items():
+      if getattr(self, key) not in allowed:
+        raise InputError(f'posttrain.{key}={getattr(self, key)!r}: use {" or ".join(allowed)}')
+    if self.rollouts < 2:
+      raise InputError(f'posttrain.rollouts={self.rollouts}: a group needs at least 2')
+
+
+class Draw(NamedTuple):
+  """What the host draws for one step: the depth of each rollout."""
+
+  depth_G: np.ndarray
+
+
+def advantages(reward_GxM: jax.Array) -> jax.Array:
+  """(reward - mean of the group) / (unbiased std of the group + 1e-4)."""
+  centred_GxM = reward_GxM - reward_GxM.mean(axis=0)
+  return centred_GxM / (reward_GxM.std(axis=0, ddof=1) + 1e-4)
+
+
+def policy_loss(logprob_TxGxM, reference_TxGxM, advantage_GxM, depth_G, beta: float):
+  """Loss and KL of each rollout [G, M], averaged over the steps that its depth gives it.
+
+  -mean_i[exp(lp_i - stop(lp_i)) A - beta KL_i], with KL_i = exp(ref_i - lp_i) - (ref_i - lp_i) - 1.
+  """
+  step_TxGx1 = jnp.arange(logprob_TxGxM.shape[0])[:, None, None] < depth_G[None, :, None]
+  ratio_TxGxM = jnp.exp(logprob_TxGxM - jax.lax.stop_gradient(logprob_TxGxM))
+  gap_TxGxM = jnp.where(step_TxGx1, reference_TxGxM - logprob_TxGxM, 0.0)
+  kl_TxGxM = jnp.expm1(gap_TxGxM) - gap_TxGxM
+  gain_TxGxM = jnp.where(step_TxGx1, ratio_TxGxM * advantage_GxM - beta * kl_TxGxM, 0.0)
+  mean = lambda x_TxGxM: x_TxGxM.sum(axis=0) / depth_G[:, None]
+  return -mean(gain_TxGxM), mean(kl_TxGxM)
+
+
+@dataclasses.dataclass(frozen=True)
+class Posttrain:
+  """The loss of phase two: `objective(params, reference, batch, draw, key) -> (loss, metrics)`.
+
+  The model carries phase two's dropout. A batch's prompts are its scored places.
+  """
+
+  model: Lares
+  catalogue: CatalogueConfig
+  depth: DepthConfig
+  config: PosttrainConfig
+
+  def draw(self, generator: np.random.Generator) -> Draw:
+    groups = self.config.rollouts
+    if self.config.depths == 'group':
+      return Draw(np.repeat(depth.draw(self.depth, generator, 1), groups))
+    return Draw(depth.draw(self.depth, generator, groups))
+
+  def __call__(self, params, reference, batch: Batch, draw: Draw, key):
+    key_z, key_reference, key_dropout = jax.random.split(key, 3)
+    rows = _repeated(batch.rows, self.config.rollouts)
+    z0 = lambda key: initial_state(self.model.config, rows, key, train=True)
+    z_NxLxD = z0(key_z)
+    shared = self.config.reference_noise == 'shared'
+    return self.loss(params, reference, batch, draw,
+                     (z_NxLxD, z_NxLxD if shared else z0(key_reference)), key_dropout)
+
+  def loss(self, params, reference, batch: Batch, draw: Draw, initial, key):
+    """The loss given Z_0 of policy and reference, [G * B, L, D], rollout-major."""
+    c = self.config
+    states_TxGxMxD, distance_T = self._states(params, batch, draw, initial[0], True, key)
+    reference = jax.lax.stop_gradient(reference)
+    frozen_TxGxMxD, _ = self._states(reference, batch, draw, initial[1], False, key)
+    prompt_M = batch.scored_BxA.reshape(-1)
+    target_M = batch.target_BxA.reshape(-1)
+    logprob_TxGxM = self._logprobs(params, states_TxGxMxD, target_M, prompt_M, draw)
+    frozen_TxGxM = jax.lax.stop_gradient(
+      self._logprobs(reference, frozen_TxGxMxD, target_M, prompt_M, draw))
+
+    group = jnp.arange(c.rollouts)
+    final_GxMxD = jax.lax.stop_gradient(states_TxGxMxD[draw.depth_G - 1, group])
+    reward_GxM = self._rewards(jax.lax.stop_gradient(params), final_GxMxD, target_M, prompt_M)
+    advantage_GxM = advantages(reward_GxM)
+    loss_GxM, kl_GxM = policy_loss(logprob_TxGxM, frozen_TxGxM, advantage_GxM, draw.depth_G, c.beta)
+
+    prompts = jnp.maximum(prompt_M.sum(), 1)
+    over = lambda x_GxM: jnp.where(prompt_M, x_GxM, 0.0).sum() / prompts / c.rollouts
+    equal_M = reward_GxM.max(axis=0) == reward_GxM.min(axis=0)
+    seen = {
+      'targets': prompts, 'depth': draw.depth_G.mean(),
+      'reward': over(reward_GxM), 'reward_sum': over(reward_GxM) * prompts * c.rollouts,
+      'reward_spread': over(jnp.broadcast_to(reward_GxM.std(axis=0), reward_GxM.shape)),
+      'equal_groups': over(jnp.broadcast_to(equal_M, reward_GxM.shape)),
+      'advantage_spread': jnp.sqrt(over(jnp.square(advantage_GxM))),
+      'kl': over(kl_GxM), 'distance_last': distance_T[draw.depth_G.max() - 1],
+      'advantage_GxM': advantage_GxM,
+    }
+    return over(loss_GxM), seen
+
+  def _states(self, params, batch, draw, z_NxLxD, train: bool, key):
+    """States after every step at the scored places [T, G, M, D], M = B * A."""
+    c, model, groups = self.model.config, self.model, self.config.rollouts
+    rows = _repeated(batch.rows, groups)
+    prelude_key, reason_key = jax.random.split(key)
+    apply = lambda key, *args, **kwargs: model.apply(
+      {'params': params}, *args, **kwargs, rngs={'dropout': key})
+    if train and (c.embed_dropout or c.pre_dropout):
+      h_NxLxD = apply(prelude_key, rows, train, method='prelude')
+    else:  # every rollout would get the same H: compute it once
+      h_BxLxD = apply(prelude_key, batch.rows, False, method='prelude')
+      h_NxLxD = jnp.tile(h_BxLxD, (groups, 1, 1))
+    place_BxA = batch.place_BxA
+    if place_BxA is None:
+      place_BxA = jnp.broadcast_to(jnp.arange(h_NxLxD.shape[1]), h_NxLxD.shape[:2])[: len(batch.rows.item_BxL)]
+    out = apply(reason_key, h_NxLxD, rows, z_NxLxD, jnp.repeat(draw.depth_G, len(batch.rows.item_BxL)),
+                self.depth.cap, train, place_BxA=jnp.tile(place_BxA, (groups, 1)), method='reason')
+    states = out.states_TxBxAxD
+    return states.reshape(len(states), groups, -1, states.shape[-1]), out.distance_T
+
+  def _logprobs(self, params, states_TxGxMxD, target_M, prompt_M, draw):
+    """Log softmax score of the target after each step [T, G, M]; steps that are not are 0."""
+    shape = states_TxGxMxD.shape[:3]
+    step_TxG = jnp.arange(shape[0])[:, None] < draw.depth_G
+    real = jnp.broadcast_to(step_TxG[..., None] & prompt_M, shape).reshape(-1)
+    out = catalogue.likelihood(
+      states_TxGxMxD.reshape(-1, states_TxGxMxD.shape[-1]).astype(jnp.float32),
+      jnp.broadcast_to(target_M, shape).reshape(-1), real, params['item'], self.catalogue)
+    return out.logprob_M.reshape(shape)
+
+  def _rewards(self, params, final_GxMxD, target_M, prompt_M):
+    shape = final_GxMxD.shape[:2]
+    wide = lambda x_M: jnp.broadcast_to(x_M, shape).reshape(-1)
+    rank = catalogue.ranks(
+      final_GxMxD.reshape(-1, final_GxMxD.shape[-1]).astype(jnp.float32),
+      wide(target_M), wide(prompt_M), params['item'], self.catalogue)
+    return metrics.gain(rank.reshape(shape), self.config.k, self.config.reward, jnp)
+
+
+def _repeated(rows: Rows, groups: int) -> Rows:
+  """The rows once for each rollout, rollout-major [G * B, L]."""
+  return jax.tree.map(lambda x: jnp.tile(x, (groups, 1)), rows)

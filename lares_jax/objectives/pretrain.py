@@ -1,0 +1,135 @@
+"""Phase one: cross-entropy, trajectory-level and step-level alignment (method.md section 4)."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from lares_jax import catalogue
+from lares_jax.catalogue import CatalogueConfig
+from lares_jax.data.batches import Batch
+from lares_jax.errors import InputError
+from lares_jax.model import depth
+from lares_jax.model.depth import DepthConfig
+from lares_jax.model.lares import Lares, at_places, initial_state
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainConfig:
+  """Weights and form of the three terms: CE + alpha * trajectory + gamma * step."""
+
+  alpha: float = 0.1
+  gamma: float = 0.5
+  similarity: str = 'dot'  # of the alignment terms: dot or cos
+  tau: float = 1.0
+  mask_same_target: bool = False  # leave out false negatives: other histories with the same target
+  views: str = 'shared'  # the cross-entropy's forward is the first view; or separate, as published
+
+  def __post_init__(self):
+    if self.similarity not in ('dot', 'cos'):
+      raise InputError(f'pretrain.similarity={self.similarity!r}: use dot or cos')
+    if self.views not in ('shared', 'separate'):
+      raise InputError(f'pretrain.views={self.views!r}: use shared or separate')
+
+
+class Draw(NamedTuple):
+  """What the host draws for one step: the depth, and the step (from 0) to align with the last."""
+
+  depth: np.ndarray
+  pick: np.ndarray
+
+
+def infonce(view_PxD, other_PxD, tau: float, negative_PxP) -> jax.Array:
+  """Symmetric InfoNCE of two views, cross-view pairs only, in nats; row p's positive is row p.
+
+  `negative_PxP` says which pairs may serve as negatives; rows with none, nor themselves real, are
+  marked by a False diagonal and count for nothing. Mean over the real rows and both directions.
+  """
+  real_P = jnp.diagonal(negative_PxP)
+  logits_PxP = jnp.where(negative_PxP, view_PxD @ other_PxD.T / tau, -1e30)
+  label_P = jnp.arange(real_P.shape[0])
+  xent = optax.softmax_cross_entropy_with_integer_labels
+  both_P = xent(logits_PxP, label_P) + xent(logits_PxP.T, label_P)
+  return jnp.where(real_P, both_P, 0.0).sum() / 2 / jnp.maximum(real_P.sum(), 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrain:
+  """The loss of phase one: `objective(params, None, batch, draw, key) -> (loss, metrics)`."""
+
+  model: Lares
+  catalogue: CatalogueConfig
+  depth: DepthConfig
+  config: PretrainConfig
+
+  @property
+  def aligns(self) -> bool:
+    """Whether a batch needs partners."""
+    return bool(self.depth.mean) and (self.config.alpha > 0 or self.config.gamma > 0)
+
+  def draw(self, generator: np.random.Generator) -> Draw:
+    steps = depth.draw(self.depth, generator)
+    return Draw(steps, np.int32(generator.integers(max(steps, 1))))
+
+  def __call__(self, params, reference, batch: Batch, draw: Draw, key):
+    del reference  # phase one has none
+    keys = jax.random.split(key, 6)
+    z0 = lambda rows, key: initial_state(self.model.config, rows, key, train=True)
+    other = None if batch.partner is None else z0(batch.partner, keys[1])
+    states = [z0(batch.rows, keys[0]), other, z0(batch.rows, keys[2])]
+    return self.loss(params, batch, draw, states, keys[3:])
+
+  def loss(self, params, batch: Batch, draw: Draw, initial, keys):
+    """The loss given the initial states of the forward, the partners and a separate first view."""
+    steps, pick = draw
+
+    def think(rows, z_BxLxD, key):
+      return self.model.apply({'params': params}, rows, z_BxLxD, steps, cap=self.depth.cap,
+                              pick=pick, train=True, rngs={'dropout': key})
+
+    out = think(batch.rows, initial[0], keys[0])
+    query_BxAxD = at_places(out.state_BxLxD, batch.place_BxA)
+    scored_M = batch.scored_BxA.reshape(-1)
+    likelihood = catalogue.likelihood(
+      query_BxAxD.reshape(-1, query_BxAxD.shape[-1]).astype(jnp.float32),
+      batch.target_BxA.reshape(-1), scored_M, params['item'], self.catalogue)
+    targets = jnp.maximum(scored_M.sum(), 1)
+    loss = -jnp.where(scored_M, likelihood.logprob_M, 0.0).sum() / targets
+    metrics = {'cross_entropy': loss, 'targets': targets, 'depth': steps,
+               'distance_first': out.distance_T[:1].sum(),
+               'distance_last': out.distance_T[jnp.maximum(steps - 1, 0)] if self.depth.cap else 0.0}
+    if batch.partner is None or not self.aligns:
+      return loss, metrics
+
+    if self.config.views == 'separate':
+      out = think(batch.rows, initial[2], keys[2])
+    negative_PxP = self._negatives(batch)
+    view = lambda x_BxLxD, place_P: self._view(x_BxLxD.reshape(-1, x_BxLxD.shape[-1])[place_P])
+    last_PxD = view(out.state_BxLxD, batch.anchor_P)
+    if self.config.alpha > 0:
+      partner = think(batch.partner, initial[1], keys[1])
+      partner_PxD = view(partner.state_BxLxD, batch.partner_P)
+      metrics['trajectory'] = infonce(last_PxD, partner_PxD, self.config.tau, negative_PxP)
+      loss += self.config.alpha * metrics['trajectory']
+    if self.config.gamma > 0:
+      picked_PxD = view(out.picked_BxLxD, batch.anchor_P)
+      step = infonce(last_PxD, picked_PxD, self.config.tau, negative_PxP)
+      metrics['step'] = jnp.where(steps > 1, step, 0.0)
+      loss += self.config.gamma * metrics['step']
+    return loss, metrics
+
+  def _view(self, x_PxD):
+    x_PxD = x_PxD.astype(jnp.float32)
+    return catalogue.unit(x_PxD) if self.config.similarity == 'cos' else x_PxD
+
+  def _negatives(self, batch: Batch) -> jax.Array:
+    real_P = batch.paired_P
+    negative_PxP = real_P[:, None] & real_P[None, :]
+    if self.config.mask_same_target:
+      target_P = batch.pair_target_P
+      same_PxP = target_P[:, None] == target_P[None, :]
+      negative_PxP &= ~same_PxP | jnp.eye(len(real_P), dtype=bool)
+    return negative_PxP

@@ -1,0 +1,102 @@
+"""Parity with the published procedure, from tests/golden (see its README)."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from golden_file import config, load, rows, tree
+
+from lares_jax.catalogue import CatalogueConfig
+from lares_jax.data.batches import Batch
+from lares_jax.model.depth import DepthConfig
+from lares_jax.model.lares import Lares
+from lares_jax.objectives import posttrain, pretrain
+
+NAMES = ('transformer_add_dot', 'transformer_add_cos', 'transformer_concat_dot',
+         'transformer_gated_dot')
+DEPTH = DepthConfig(mean=4, distribution='constant')
+
+
+def _scoring(name: str) -> CatalogueConfig:
+  cos = name.endswith('_cos')
+  return CatalogueConfig('cos' if cos else 'dot', 0.07 if cos else 1.0, tile=4, block=7)
+
+
+def _batch(golden) -> Batch:
+  place = golden['input/length_B'][:, None] - 1
+  last = np.arange(6) * 8
+  target = golden['input/target_B']
+  batch = Batch(
+    rows=rows(golden['input/item_BxL'], golden['input/length_B']), place_BxA=place,
+    target_BxA=target[:, None], scored_BxA=np.ones((6, 1), bool),
+    partner=rows(golden['input/partner_item_BxL'], golden['input/partner_length_B']),
+    anchor_P=last + place[:, 0], partner_P=last + golden['input/partner_length_B'] - 1,
+    pair_target_P=target, paired_P=np.ones(6, bool))
+  return jax.tree.map(jnp.asarray, batch)
+
+
+def _compare(ours: dict, golden: dict, prefix: str, tolerance: float):
+  """Every gradient, relative to the largest entry of its array; row 0 of tables is not compared."""
+  theirs = tree(golden, prefix)
+  assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+  # The gradient of a key's bias is 0 but for rounding, hence a floor for what counts as large.
+  floor = 1e-3 * max(np.abs(x).max() for x in jax.tree.leaves(theirs))
+  for (path, want), got in zip(jax.tree.leaves_with_path(theirs), jax.tree.leaves(ours)):
+    if path[0].key == 'item':
+      got, want = got[1:], want[1:]
+    gap = np.abs(got - want).max() / max(np.abs(want).max(), floor)
+    assert gap < tolerance, f'{prefix} {jax.tree_util.keystr(path)}: off by {gap:.1e} of its largest'
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_states_of_every_step(name):
+  golden = load(name)
+  model, batch = Lares(config(name), 30), _batch(golden)
+  out = model.apply({'params': tree(golden, 'param/')}, batch.rows,
+                    golden['input/initial_state_SxBxLxD'][0], 4, cap=6, place_BxA=batch.place_BxA)
+  ours = np.asarray(out.states_TxBxAxD)[:4, :, 0].transpose(1, 0, 2)
+  np.testing.assert_allclose(ours, golden['forward/user_vectors_by_step'], rtol=1e-5, atol=1e-5)
+  np.testing.assert_array_equal(out.distance_T[4:], 0)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_pretraining_terms_and_gradients(name):
+  golden = load(name)
+  scoring = _scoring(name)
+  objective = pretrain.Pretrain(
+    Lares(config(name), 30), scoring, DEPTH,
+    pretrain.PretrainConfig(similarity=scoring.similarity, tau=scoring.tau, views='separate'))
+  z = golden['input/initial_state_SxBxLxD']
+  draw = pretrain.Draw(np.int32(4), np.int32(1))
+
+  def loss(params):
+    return objective.loss(params, _batch(golden), draw, (z[0], z[2], z[1]), [jax.random.key(0)] * 3)
+
+  (total, terms), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(tree(golden, 'param/'))
+  for ours, theirs in (('cross_entropy', 'recommendation'), ('trajectory', 'trajectory'), ('step', 'step')):
+    np.testing.assert_allclose(terms[ours], golden[f'spt/{theirs}'], rtol=1e-5, err_msg=ours)
+  np.testing.assert_allclose(total, golden['spt/loss'], rtol=1e-5)
+  _compare(grads, golden, 'spt/grad/', 1e-4)
+
+
+@pytest.mark.parametrize('reward', ('recall', 'ndcg'))
+@pytest.mark.parametrize('name', [n for n in NAMES if n.endswith('_dot')])
+def test_posttraining_losses_and_gradients(name, reward):
+  golden = load(name)
+  objective = posttrain.Posttrain(
+    Lares(config(name), 30), _scoring(name), DEPTH,
+    posttrain.PosttrainConfig(rollouts=3, reward=reward, k=5, beta=0.5))
+  z = golden['input/initial_state_SxBxLxD']
+  initial = tuple(z[i:i + 3].reshape(18, 8, 16) for i in (3, 6))
+  draw = posttrain.Draw(np.array([3, 1, 4], np.int32))
+
+  def loss(params):
+    return objective.loss(params, tree(golden, 'ref_param/'), _batch(golden), draw, initial,
+                          jax.random.key(0))
+
+  (total, seen), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(tree(golden, 'param/'))
+  want = lambda key: golden[f'rpt/{reward}/{key}']
+  np.testing.assert_allclose(seen['reward_sum'], want('reward_sum'), rtol=1e-5)
+  np.testing.assert_allclose(seen['advantage_GxM'].T, want('advantage_BxG'), rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(total, want('loss'), rtol=1e-4, atol=1e-6)
+  _compare(grads, golden, f'rpt/{reward}/grad/', 1e-4)
