@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from absl import app
+from absl import app, logging
 
 
 class InputError(ValueError):
@@ -15,6 +15,7 @@ def front_door(main: Callable[[list[str]], Any]) -> None:
   """Runs `main` under absl; an `InputError` becomes one line on stderr and exit code 1."""
 
   def guarded(argv: list[str]) -> Any:
+    logging.set_verbosity(logging.WARNING)  # orbax tells its life otherwise
     if len(argv) > 1:
       raise InputError(f'unexpected argument {argv[1]!r}: every option is --name=value')
     return main(argv)

@@ -73,16 +73,16 @@ class Windows(NamedTuple):
   @classmethod
   def prefixes(cls, store: Store, size: int) -> 'Windows':
     """One window for every training target, which alone is scored."""
-    end_N = training_targets(store)
-    first_N = store.offsets[np.searchsorted(store.offsets, end_N, side='right') - 1]
-    length_N = np.minimum(end_N - first_N, size)
+    user_N, end_N = store.targets('train')
+    length_N = np.minimum(end_N - store.offsets[user_N], size)
     return cls(end_N - length_N, length_N, length_N - 1)
 
-
-def training_targets(store: Store) -> np.ndarray:
-  """Absolute indices of all training targets: every training interaction but a user's first."""
-  count_U = np.maximum(store.valid_start_U - store.offsets[:-1] - 1, 0)
-  return np.repeat(store.offsets[:-1] + 1, count_U) + ranges(count_U)
+  def ending_in(self, kept_N: np.ndarray) -> 'Windows':
+    """Windows cut off after their last kept target; those without one are left out."""
+    last_N = np.maximum.accumulate(np.where(kept_N, np.arange(len(kept_N)), -1))
+    length_S = last_N[self.start_S + self.length_S] - self.start_S
+    some = length_S > self.context_S
+    return Windows(self.start_S[some], length_S[some], self.context_S[some])
 
 
 class Partners:
@@ -90,7 +90,7 @@ class Partners:
 
   def __init__(self, store: Store, max_history: int):
     self._store, self._max_history = store, max_history
-    end_N = training_targets(store)
+    _, end_N = store.targets('train')
     target_N = np.asarray(store.items_N)[end_N]
     self._by_item_N = end_N[np.argsort(target_N, kind='stable')]  # rising within an item
     self._first_V = np.searchsorted(np.sort(target_N), np.arange(store.num_items + 1))
@@ -111,24 +111,37 @@ class Partners:
 
 
 class TrainBatches:
-  """All batches of a run. `pairs` 0 leaves the partners out (no trajectory alignment)."""
+  """All batches of a run.
 
-  def __init__(self, store: Store, config: DataConfig, batch_rows: int, pairs: int, seed: int):
+  Args:
+    store: the data set.
+    config: rows.
+    batch_rows: B.
+    pairs: P; 0 leaves the partners out (no alignment).
+    seed: of the order, the company in a row, and the partners.
+    kept_N: flags of the interactions that count as targets; None: all of training.
+  """
+
+  def __init__(self, store: Store, config: DataConfig, batch_rows: int, pairs: int, seed: int,
+               kept_N: np.ndarray | None = None):
     if pairs < 0 or batch_rows < 1:
       raise InputError(f'batch_rows={batch_rows} must be at least 1 and pairs={pairs} at least 0')
     packed = config.rows == 'packed'
     make = Windows.sliding if packed else Windows.prefixes
     self.windows = make(store, config.max_history)
+    self._kept_N = kept_N
+    if kept_N is not None:
+      self.windows = self.windows.ending_in(kept_N)
     length_S = self.windows.length_S
     if not length_S.size:
-      raise InputError(f'{store.directory}: no user has two training items; nothing to train on')
+      raise InputError(f'{store.directory}: no training target; a user needs two training items')
     self._plan = pack(length_S, config.length) if packed else Plan(
       np.arange(len(length_S)), np.zeros_like(length_S), len(length_S))
     self._by_row_S = np.argsort(self._plan.row_S, kind='stable')
     self._row_first = np.searchsorted(self._plan.row_S[self._by_row_S], np.arange(self._plan.rows + 1))
     self._store, self._config, self._seed = store, config, seed
     self.batch_rows, self.pairs = batch_rows, pairs
-    self.targets = int((length_S - self.windows.context_S).sum())
+    self.targets = int((length_S - self.windows.context_S).sum() if kept_N is None else kept_N.sum())
     self.steps_per_epoch = max(self._plan.rows // batch_rows, 1)
     if pairs:
       self._partners = Partners(store, config.max_history)
@@ -138,7 +151,7 @@ class TrainBatches:
     if self._config.rows == 'prefix':
       return self.pairs
     store, rng = self._store, np.random.default_rng(0)
-    end_N = training_targets(store)
+    _, end_N = store.targets('train')
     _, length_P = self._partners.draw(end_N[rng.integers(len(end_N), size=10_000)], rng)
     return int(np.ceil(1.1 * self.pairs * length_P.mean() / self._config.length)) + 1
 
@@ -172,6 +185,8 @@ class TrainBatches:
     target.flat[token + step_in] = items_N[np.repeat(start_S + 1, length_S) + step_in]
     scored = np.zeros(shape, bool)
     scored.flat[token + step_in] = step_in >= np.repeat(context_S, length_S)
+    if self._kept_N is not None:
+      scored.flat[token + step_in] &= self._kept_N[np.repeat(start_S + 1, length_S) + step_in]
     place = None
     if self._config.rows == 'prefix':  # only the last token of a row counts: leave the others out
       place = np.zeros((shape[0], 1), np.int32)

@@ -212,7 +212,7 @@ def write_meta(directory: str, meta: Mapping[str, Any]) -> None:
   files = {name: os.path.getsize(os.path.join(directory, name)) for name in names}
   meta = {**meta, 'version': FORMAT_VERSION, 'files': files}
   with open(os.path.join(directory, 'meta.json'), 'w', encoding='utf-8') as file:
-    json.dump(meta, file, indent=2, sort_keys=True, ensure_ascii=False)
+    json.dump(meta, file, indent=2, ensure_ascii=False)
     file.write('\n')
 
 

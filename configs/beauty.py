@@ -1,0 +1,20 @@
+"""Amazon 2014 Beauty, history of 50.
+
+    python -m lares_jax.main --config=configs/beauty.py --workdir=runs/beauty \
+        --config.data.path=../shared/data/beauty.txt
+    python -m lares_jax.main --config=configs/beauty.py:plain --workdir=runs/beauty_plain \
+        --config.data.path=../shared/data/beauty.txt        # the depth-0 backbone: SASRec
+"""
+
+from configs import lares
+
+
+def get_config(variant: str = ''):
+  config = lares.get_config()
+  config.data.prepare.format = 's3rec'
+  config.pretrain.train.epochs = 100
+  if variant == 'plain':
+    config = lares.plain(config)
+  elif variant:
+    raise ValueError(f'beauty.py:{variant}: use beauty.py or beauty.py:plain')
+  return config

@@ -1,0 +1,138 @@
+"""Every setting of a run, typed, with its default; configs/ only say what differs.
+
+A config file's ConfigDict is checked against these classes at the door: a key that does not exist
+is refused with the nearest one that does.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from typing import Any
+
+import ml_collections
+
+from lares_jax.catalogue import CatalogueConfig
+from lares_jax.data.batches import DataConfig
+from lares_jax.errors import InputError
+from lares_jax.model.depth import DepthConfig
+from lares_jax.model.lares import ModelConfig
+from lares_jax.objectives.posttrain import PosttrainConfig
+from lares_jax.objectives.pretrain import PretrainConfig
+from lares_jax.prepare import PrepareOptions
+from lares_jax.training.evaluation import EvaluationConfig
+from lares_jax.training.optimizer import OptimizerConfig
+from lares_jax.training.sharding import MeshConfig
+
+PHASES = ('pretrain', 'select', 'posttrain')
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceConfig(DataConfig):
+  """Where the log is, how it is prepared, and how histories become rows."""
+
+  path: str = ''  # a prepared directory or a raw log; empty: the built-in data set
+  cache: str = 'runs/cache'  # where raw logs are prepared
+  prepare: PrepareOptions = PrepareOptions()
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+  """One phase of training."""
+
+  epochs: float = 300
+  batch_rows: int = 32  # rows a step; a packed row of 64 tokens holds about 63 targets
+  pairs: int = 0  # pairs a step of the alignment terms
+  eval_every_epochs: float = 1.0
+  patience: int = 10  # evaluations without a better validation NDCG@10 before stopping; 0: never
+  log_every_steps: int = 50
+  ema: float = 0.0  # decay of a running average of the weights, which evaluation then takes
+  on_nan: int = 0  # non-finite steps to skip before stopping
+  optimizer: OptimizerConfig = OptimizerConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class SelectConfig:
+  """Prompts worth reinforcing: target within `top` in any of `passes` noisy passes at depth r."""
+
+  top: int = 100  # 0: keep all prompts
+  passes: int = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainPhase:
+  loss: PretrainConfig = PretrainConfig()
+  train: TrainConfig = TrainConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class PosttrainPhase:
+  loss: PosttrainConfig = PosttrainConfig()
+  train: TrainConfig = TrainConfig()
+  dropout: float = 0.1  # of the core-block; and of embedding and pre-block below
+  outer_dropout: float = 0.1  # 0 runs the pre-block once a history instead of once a rollout
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """A run."""
+
+  seed: int = 0
+  phases: str = 'pretrain'  # of pretrain, select, posttrain; separated by commas, in this order
+  data: SourceConfig = SourceConfig()
+  model: ModelConfig = ModelConfig()
+  depth: DepthConfig = DepthConfig()
+  catalogue: CatalogueConfig = CatalogueConfig()
+  pretrain: PretrainPhase = PretrainPhase()
+  select: SelectConfig = SelectConfig()
+  posttrain: PosttrainPhase = PosttrainPhase()
+  evaluate: EvaluationConfig = EvaluationConfig()
+  mesh: MeshConfig = MeshConfig()
+
+  def __post_init__(self):
+    unknown = [p for p in self.phase_list if p not in PHASES]
+    if unknown or not self.phase_list:
+      raise InputError(f'phases={self.phases!r}: use some of {",".join(PHASES)}')
+
+  @property
+  def phase_list(self) -> list[str]:
+    return [p.strip() for p in self.phases.split(',') if p.strip()]
+
+
+def defaults() -> ml_collections.ConfigDict:
+  """All settings with their defaults, for a config file to change."""
+  return ml_collections.ConfigDict(dataclasses.asdict(Config()))
+
+
+def typed(config: ml_collections.ConfigDict | dict[str, Any], kind: type = Config, path: str = 'config'):
+  """The frozen dataclass of a config.
+
+  Raises:
+    InputError: a key that does not exist, or a value of another type.
+  """
+  values = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else dict(config)
+  hints = typing.get_type_hints(kind)
+  for key in values:
+    if key not in hints:
+      near = difflib.get_close_matches(key, hints, 1)
+      raise InputError(f'{path}.{key} does not exist; ' + (
+        f'did you mean {path}.{near[0]}?' if near else f'there are {", ".join(hints)}'))
+  return kind(**{key: _value(values[key], hints[key], f'{path}.{key}') for key in values})
+
+
+def _value(value, hint, path: str):
+  if dataclasses.is_dataclass(hint):
+    return typed(value, typing.cast(type, hint), path)
+  origin = typing.get_origin(hint)
+  if origin in (typing.Union, types.UnionType):
+    if value is None:
+      return None
+    hint = next(h for h in typing.get_args(hint) if h is not type(None))
+    origin = typing.get_origin(hint)
+  if origin is tuple:
+    return tuple(value)
+  if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    return float(value)
+  if not isinstance(value, hint):
+    raise InputError(f'{path}={value!r} is not of type {hint.__name__}')
+  return value

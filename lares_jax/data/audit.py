@@ -1,0 +1,135 @@
+"""What there is to know about a prepared data set before trusting results on it."""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from lares_jax.data.log import repeats, user_blocks
+from lares_jax.data.store import Store, in_split
+
+SPLITS = ('train', 'valid', 'test')
+
+
+def audit(store: Store) -> dict[str, Any]:
+  """Counts, shares (0 to 1) and warnings, all of what was kept, as plain JSON values."""
+  users, items, interactions = store.num_users, store.num_items, len(store.items_N)
+  repeat_N = repeats(store.items_N, store.offsets)
+  splits = {name: _split(store, name, repeat_N) for name in SPLITS}
+  for name, digest in _digests(store).items():
+    splits[name]['sha256'] = digest
+  train_U = store.valid_start_U - store.offsets[:-1]
+  found = {
+    'users': users,
+    'items': items,
+    'interactions': interactions,
+    'density': interactions / (users * items),
+    'length': _quantiles(np.diff(store.offsets)),
+    'popularity': _quantiles(np.bincount(store.items_N, minlength=items)),
+    'duplicates': float(repeat_N.mean()),
+    'tied_times': _tied_times(store),
+    'items_not_in_training': int((store.train_count_V == 0).sum()),
+    'users_not_in_training': int((train_U == 0).sum()),
+    'training_after_first_test': _leakage(store),
+    'splits': splits,
+  }
+  return {**found, 'warnings': _warnings(found)}
+
+
+def table(found: Mapping[str, Any]) -> str:
+  """The audit as a few lines for people."""
+
+  def spread(name: str) -> str:
+    return '  '.join(f'{key} {value:.6g}' for key, value in found[name].items())
+
+  def share(value: float | None) -> str:
+    return 'no times' if value is None else f'{value:.2%}'
+
+  lines = [
+    ('users, items, interactions', '{users:,}  {items:,}  {interactions:,}'.format(**found)),
+    ('density', f'{found["density"]:.4%}'),
+    ('interactions of a user', spread('length')),
+    ('interactions of an item', spread('popularity')),
+    ('times shared with a neighbour', share(found['tied_times'])),
+    ('repeats of an earlier item', share(found['duplicates'])),
+    ('training after the first test', share(found['training_after_first_test'])),
+  ]
+  for name, split in found['splits'].items():
+    text = '{interactions:,} interactions, {targets:,} targets'.format(**split)
+    if name != 'train':
+      text += ', {in_history:.2%} in their history, {not_in_training:,} unseen'.format(**split)
+    lines.append((name, text))
+  lines += [('warning', text) for text in found['warnings']]
+  return '\n'.join(f'  {name:<30} {text}' for name, text in lines)
+
+
+def _quantiles(count: np.ndarray) -> dict[str, float]:
+  low, median, high, most = np.quantile(count, [0, 0.5, 0.9, 1]).tolist()
+  return {'min': low, 'median': median, 'mean': float(count.mean()), 'p90': high, 'max': most}
+
+
+def _split(store: Store, name: str, repeat_N: np.ndarray) -> dict[str, Any]:
+  start_U, end_U = store.span(name)
+  _, index_M = store.targets(name)
+  interactions = int((end_U - start_U).sum())
+  counts = {'interactions': interactions, 'targets': len(index_M)}
+  if name == 'train':
+    return counts
+  unseen = int((store.train_count_V[store.items_N[index_M]] == 0).sum())
+  return {
+    **counts,
+    'without_history': interactions - len(index_M),
+    'in_history': float(repeat_N[index_M].mean()) if len(index_M) else 0.0,
+    'not_in_training': unseen,
+  }
+
+
+def _tied_times(store: Store) -> float | None:
+  """Share of interactions whose time another of the same user has, too."""
+  if store.times_N is None:
+    return None
+  same_N = np.zeros(len(store.times_N) + 1, bool)  # entry n: n has the time of n - 1
+  same_N[1:-1] = store.times_N[1:] == store.times_N[:-1]
+  same_N[store.offsets] = False
+  return float((same_N[1:] | same_N[:-1]).mean())
+
+
+def _leakage(store: Store) -> float | None:
+  """Share of training interactions later than the earliest test target."""
+  _, index_M = store.targets('test')
+  if store.times_N is None or not len(index_M):
+    return None
+  in_train_N = in_split(*store.span('train'), len(store.items_N))
+  later_N = in_train_N & (store.times_N > store.times_N[index_M].min())
+  return float(later_N.sum() / max(in_train_N.sum(), 1))
+
+
+def _digests(store: Store) -> dict[str, str]:
+  """SHA-256 of each split as lines `user item time` of raw ids, tabs between, in store order."""
+  digests = {name: hashlib.sha256() for name in SPLITS}
+  for user, rows in user_blocks(store.offsets, 1 << 20):
+    item = store.items_N[rows]
+    lines = pl.DataFrame({'user': store.user_ids[user], 'item': store.item_ids[item]})
+    if store.times_N is not None:
+      lines = lines.with_columns(pl.Series('time', store.times_N[rows]))
+    index = np.arange(rows.start, rows.stop)
+    part = (index >= store.valid_start_U[user]).astype(int) + (index >= store.test_start_U[user])
+    for number, digest in enumerate(digests.values()):
+      text = lines.filter(part == number).write_csv(include_header=False, separator='\t')
+      digest.update(text.encode())
+  return {name: digest.hexdigest() for name, digest in digests.items()}
+
+
+def _warnings(found: Mapping[str, Any]) -> list[str]:
+  late, tied = found['training_after_first_test'] or 0, found['tied_times'] or 0
+  said = []
+  if late > 0:
+    said.append(f'{late:.1%} of training is later than the first test target: models see ahead')
+  if tied > 0.05:
+    said.append(f'{tied:.1%} of interactions share their time: their order is the tie-break alone')
+  for name in ('valid', 'test'):
+    if found['splits'][name]['targets'] == 0:
+      said.append(f'no targets in {name}')
+  return said

@@ -1,0 +1,69 @@
+"""What can be wrong with a row of a log, and how a row is read so that it shows."""
+
+from collections.abc import Mapping
+
+import polars as pl
+
+from lares_jax.errors import InputError
+
+FAULTS: Mapping[str, str] = {
+  'extra': 'more fields than columns',
+  'json': 'not a line of JSON',
+  'encoding': 'not UTF-8 text',
+  'user': 'no user',
+  'item': 'no item',
+  'gap': 'a gap in the item list (two spaces in a row)',
+  'integer': 'ids of this format are integers, one space between them; here is something else',
+  'alone': 'a user without items',
+  'time': 'no time',
+  'number': 'the time is not a number',
+  'negative': 'the time is negative',
+  'overflow': 'the time does not fit into 64 bits',
+  'rating': 'the rating is not a number',
+}
+
+
+def first_fault(faults: Mapping[str, pl.Expr]) -> pl.Expr:
+  """0, or 1 + the position in FAULTS of the first of these that holds."""
+  codes = {fault: 1 + code for code, fault in enumerate(FAULTS)}
+  marks = [
+    pl.when(faults[name]).then(pl.lit(codes[name], pl.UInt8)) for name in FAULTS if name in faults
+  ]
+  return pl.coalesce(*marks, pl.lit(0, pl.UInt8))
+
+
+def typed(path: str, raw: pl.LazyFrame) -> pl.LazyFrame:
+  """Ids to text, times and ratings to numbers; what cannot be is marked as the row's fault."""
+  schema = raw.collect_schema()
+  columns: dict[str, pl.Expr] = {}
+  faults: dict[str, pl.Expr] = {}
+  for role in ('user', 'item'):
+    if not (schema[role].is_integer() or schema[role] in (pl.String, pl.Categorical, pl.Enum)):
+      raise InputError(f'{path}: the {role} column is {schema[role]}; ids are text or integers')
+    columns[role] = pl.col(role).cast(pl.String)
+    faults[role] = columns[role].fill_null('') == ''
+  if 'time' in schema:
+    _type_time(schema['time'], columns, faults)
+  if 'rating' in schema:
+    columns['rating'] = pl.col('rating').cast(pl.Float64, strict=False)
+    faults['rating'] = columns['rating'].fill_null(float('nan')).is_nan()
+  if 'history' in schema:
+    faults['gap'] = pl.col('history').str.contains('^ |  | $')
+  fault = pl.when(pl.col('fault') > 0).then('fault').otherwise(first_fault(faults))
+  return raw.with_columns(fault=fault, **columns)
+
+
+def _type_time(kind: pl.DataType, columns: dict[str, pl.Expr], faults: dict[str, pl.Expr]) -> None:
+  time = pl.col('time').str.strip_chars().replace('', None) if kind == pl.String else pl.col('time')
+  faults['time'] = time.is_null()
+  whole = time.cast(pl.Int64, strict=False)
+  if not (kind.is_integer() or kind.is_temporal()):
+    number = time.cast(pl.Float64, strict=False)
+    faults['number'] = number.is_null() | ~number.is_finite()
+    faults['negative'] = number < 0
+    whole = pl.coalesce(whole, number.floor().cast(pl.Int64, strict=False))
+    fraction = number - number.floor()
+    columns['micros'] = (fraction * 1e6).round().cast(pl.Int32, strict=False)
+  faults.setdefault('negative', whole < 0)
+  faults['overflow'] = whole.is_null()
+  columns['time'] = whole

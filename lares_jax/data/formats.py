@@ -1,0 +1,266 @@
+"""Readers: interaction logs as people have them, each file into one lazy table.
+
+Text is read as text and every row keeps its number, so that a fault can be told by file and row.
+Rows are counted as an editor counts lines, a header being row 1.
+"""
+
+import contextlib
+import csv
+import dataclasses
+import glob
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+
+import polars as pl
+
+from lares_jax.data.faults import first_fault, typed
+from lares_jax.errors import InputError
+
+PARTS = ('train', 'valid', 'test')
+
+# What each format calls its columns; the user names those that it leaves open.
+FORMATS: Mapping[str, Mapping[str, str]] = {
+  's3rec': {},
+  'recbole': {
+    'user': 'user_id',
+    'item': 'item_id',
+    'time': 'timestamp',
+    'rating': 'rating',
+    'history': 'item_id_list',
+  },
+  'amazon2023': {
+    'user': 'user_id',
+    'item': 'parent_asin',
+    'time': 'timestamp',
+    'rating': 'rating',
+    'history': 'history',
+  },
+  'movielens': {'user': 'userId', 'item': 'movieId', 'time': 'timestamp', 'rating': 'rating'},
+  'csv': {},
+  'tsv': {},
+  'jsonl': {},
+  'parquet': {},
+}
+
+_OPTIONAL = {'time', 'history'}  # of a format's own columns, those that a log may lack
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """One file of a log: its format, its first line, and its part where the log comes split."""
+
+  path: str
+  format: str
+  first_line: str
+  part: str | None = None
+
+
+def sources(inputs: str, format_name: str = 'auto') -> list[Source]:
+  """The files that a comma-separated list of paths and globs stands for, in reading order.
+
+  Raises:
+    InputError: a file is missing or empty, the format cannot be told, or a log that comes split
+      lacks one of its three parts.
+  """
+  found = []
+  for path in (path for pattern in inputs.split(',') for path in _expand(pattern.strip())):
+    first_line = _first_line(path)
+    chosen = guess(path, first_line) if format_name == 'auto' else format_name
+    part = _part(path) if chosen in ('recbole', 'amazon2023') else None
+    found.append(Source(path, chosen, first_line, part))
+  formats = {source.format for source in found}
+  if len(formats) > 1:
+    raise InputError(f'{inputs}: files of several formats ({", ".join(sorted(formats))})')
+  parts = [source.part for source in found]
+  if any(parts) and set(parts) != set(PARTS):
+    have = ', '.join(sorted({part or 'a file of no part' for part in parts}))
+    raise InputError(f'{inputs}: a log that comes split needs train, valid and test; got {have}')
+  return sorted(found, key=lambda source: PARTS.index(source.part) if source.part else 0)
+
+
+def guess(path: str, first_line: str) -> str:
+  """The format that a file's name and first line speak for.
+
+  Raises:
+    InputError: nothing speaks for any.
+  """
+  stem = re.sub(r'\.(gz|zst)$', '', path.lower())
+  marks = {
+    'parquet': stem.endswith(('.parquet', '.pq')),
+    'jsonl': stem.endswith(('.jsonl', '.ndjson')) or first_line.startswith('{'),
+    'recbole': stem.endswith('.inter') or ':token' in first_line,
+    'amazon2023': first_line.startswith('user_id,parent_asin,'),
+    'movielens': '::' in first_line or first_line.startswith('userId,movieId,'),
+    'csv': stem.endswith('.csv'),
+    'tsv': stem.endswith('.tsv'),
+    's3rec': re.fullmatch(r'\d+( +\d+)*\s*', first_line) is not None,
+  }
+  for name, speaks in marks.items():
+    if speaks:
+      return name
+  raise InputError(f'{path}: cannot tell its format; say --format={"|".join(FORMATS)}')
+
+
+def scan(source: Source, names: Mapping[str, str]) -> pl.LazyFrame:
+  """One file as a lazy table, in file order.
+
+  Args:
+    names: a role's column in the log, where it is not the format's own: user, item, time, rating
+      (read only if it is here; '' for the format's own), tie (a column that orders equal times).
+
+  Returns:
+    user and item, strings; row, counted from 1; fault, as `faults.first_fault` has it; and where
+    the log has them: time (int64) with micros (int32, millionths of a fractional time; absent
+    where times are integers by type), rating (float64), tie, history (text: the earlier items).
+
+  Raises:
+    InputError: the file cannot be opened, or lacks a column.
+  """
+  if source.format == 's3rec':
+    if names:
+      raise InputError(f'{source.path}: this format has no columns; leave out --{min(names)}')
+    return _scan_s3rec(source.path)
+  wanted = _roles(source, names)
+  table, column, faults = _columns(source, list(wanted.values()))
+  found = {role: column[name] for role, name in wanted.items() if name in column}
+  for role in wanted.keys() - found.keys() - (_OPTIONAL - names.keys()):
+    raise InputError(_missing(source, role, wanted[role], list(column)))
+  if source.format != 'parquet':
+    ids = pl.concat_str(found['user'], found['item'], ignore_nulls=True)
+    faults = {**faults, 'encoding': ids.str.contains('\ufffd', literal=True)}
+  with reading(source):
+    return typed(source.path, table.select('row', fault=first_fault(faults), **found))
+
+
+@contextlib.contextmanager
+def reading(source: Source) -> Iterator[None]:
+  """Turns what polars says about a file that it cannot read into one `InputError`."""
+  try:
+    yield
+  except (OSError, pl.exceptions.PolarsError) as error:
+    said = str(error).split('\n')[0]
+    if said in ('unexpected end of file', 'incomplete frame'):
+      said = 'the compressed data ends early; fetch the file again'
+    elif said.startswith('could not parse `"'):
+      odd = pl.col('line').str.count_matches('"', literal=True) % 2 == 1
+      row = _lines(source.path).filter(odd).select(pl.col('row').max()).collect().item()
+      said = f'row {row}: a quote is opened and never closed'
+    raise InputError(f'{source.path}: {said}') from None
+
+
+def _expand(pattern: str) -> list[str]:
+  if os.path.isfile(pattern):
+    return [pattern]
+  paths = sorted(path for path in glob.glob(pattern) if os.path.isfile(path))
+  if not paths:
+    raise InputError(f'{pattern!r}: no such file; check --input')
+  return paths
+
+
+def _first_line(path: str) -> str:
+  if path.lower().endswith(('.parquet', '.pq')):
+    return ''
+  with reading(Source(path, '', '')):
+    lines = _lines(path).select('line').head(1).collect(engine='streaming')
+  if lines.is_empty():
+    raise InputError(f'{path}: empty file')
+  return lines.item()
+
+
+def _part(path: str) -> str | None:
+  found = re.search(rf'(?:^|[._-])({"|".join(PARTS)})[._-]', os.path.basename(path))
+  return found[1] if found else None
+
+
+def _fields(path: str, count: int, separator: str, quote: str | None, skip: int) -> pl.LazyFrame:
+  """`row` and text columns '0' .. str(count), one more than there should be; no blank rows."""
+  columns = [str(k) for k in range(count + 1)]
+  table = pl.scan_csv(
+    path,
+    has_header=False,
+    skip_lines=skip,
+    schema=dict.fromkeys(columns, pl.String),
+    separator=separator,
+    quote_char=quote,
+    encoding='utf8-lossy',
+    empty_string_is_null=False,
+    missing_columns='insert',
+    truncate_ragged_lines=True,
+    glob=False,
+    row_index_name='row',
+    row_index_offset=skip + 1,
+  )
+  return table.filter(pl.any_horizontal(pl.col(name) != '' for name in columns))
+
+
+def _lines(path: str) -> pl.LazyFrame:
+  """`row` and the whole `line` as text."""
+  line = pl.col('0').str.strip_prefix('\ufeff').str.strip_chars_end('\r')
+  return _fields(path, 1, '\x00', None, 0).select('row', line=line)
+
+
+def _roles(source: Source, names: Mapping[str, str]) -> dict[str, str]:
+  own = FORMATS[source.format]
+  usual = {role: name for role, name in own.items() if role != 'rating'}
+  wanted = {'user': '', 'item': '', **usual}
+  wanted |= {role: name or own.get(role, '') for role, name in names.items()}
+  for role, name in wanted.items():
+    if not name:
+      columns = source.first_line[:200] or 'see its schema'
+      raise InputError(f'{source.path}: say --{role}=NAME, one of its columns ({columns})')
+  return wanted
+
+
+def _missing(source: Source, role: str, name: str, have: list[str]) -> str:
+  hint = '; is its delimiter the right one?' if len(have) == 1 else ''
+  columns = ', '.join(have[:12])[:200]
+  return f'{source.path}: row 1: no column {name!r} among {columns}; say --{role}=NAME{hint}'
+
+
+_Columns = tuple[pl.LazyFrame, Mapping[str, pl.Expr], Mapping[str, pl.Expr]]
+
+
+def _columns(source: Source, wanted: list[str]) -> _Columns:
+  """The table, an expression for each of its columns, and the faults of a row as a whole."""
+  if source.format == 'parquet':
+    with reading(source):
+      table = pl.scan_parquet(source.path, glob=False).with_row_index('row', offset=1)
+      return table, {name: pl.col(name) for name in table.collect_schema()}, {}
+  if source.format == 'jsonl':
+    match = pl.col('line').str.json_path_match
+    column = {name: match(f'$[{json.dumps(name)}]') for name in wanted}
+    return _lines(source.path), column, {'json': match('$').is_null()}
+  if source.format == 'movielens' and '::' in source.first_line:
+    cells = pl.col('line').str.split('::')
+    names = ('userId', 'movieId', 'rating', 'timestamp')
+    column = {name: cells.list.get(k, null_on_oob=True) for k, name in enumerate(names)}
+    return _lines(source.path), column, {'extra': cells.list.len() > len(names)}
+  return _delimited(source)
+
+
+def _delimited(source: Source) -> _Columns:
+  tabbed = source.format in ('recbole', 'tsv')
+  separator = '\t' if tabbed else max(',;|\t', key=source.first_line.count)
+  line = source.first_line
+  header = line.split(separator) if tabbed else next(csv.reader([line], delimiter=separator))
+  if source.format == 'recbole':  # name:type
+    header = [name.split(':')[0] for name in header]
+  table = _fields(source.path, len(header), separator, None if tabbed else '"', 1)
+  column = {name: pl.col(str(k)) for k, name in enumerate(header)}
+  return table, column, {'extra': pl.col(str(len(header))) != ''}
+
+
+def _scan_s3rec(path: str) -> pl.LazyFrame:
+  line = pl.col('line').str.strip_chars()
+  ids = line.str.split(' ')
+  faults = {
+    'gap': line.str.contains('  ', literal=True),
+    'integer': ~line.str.contains(r'^[0-9 ]+$'),
+    'alone': ids.list.len() < 2,
+  }
+  table = _lines(path).select('row', fault=first_fault(faults), user=ids.list.first(), item=ids)
+  sound = pl.col('fault') == 0
+  items = pl.when(sound).then(pl.col('item').list.slice(1)).otherwise(pl.lit(['']))
+  return table.with_columns(item=items).explode('item')

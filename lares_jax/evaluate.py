@@ -1,0 +1,62 @@
+"""Ranks every user's target at a list of depths.
+
+    python -m lares_jax.evaluate --workdir=DIR --split=test --depths=1,2,4,8,12,16 \\
+        [--phase=pretrain|posttrain] [--exclude_history] [--draws=5]
+
+Prints a table, and as its last line one JSON object. The depth marked is the one that validation
+chose when the run ended. With --draws the spread over draws of the initial noise is added.
+"""
+
+import json
+
+import numpy as np
+from absl import flags
+
+from lares_jax import metrics, report
+from lares_jax.errors import InputError, front_door
+from lares_jax.experiment import Experiment
+
+_WORKDIR = flags.DEFINE_string('workdir', None, 'A trained run.')
+_SPLIT = flags.DEFINE_enum('split', 'test', ['valid', 'test'], 'Which targets.')
+_DEPTHS = flags.DEFINE_list('depths', [], 'Depths; those of the config if empty.')
+_PHASE = flags.DEFINE_string('phase', '', 'pretrain or posttrain; the one the result chose if empty.')
+_EXCLUDE = flags.DEFINE_bool('exclude_history', False, "Leave a user's history out of the ranking.")
+_DRAWS = flags.DEFINE_integer('draws', 1, 'Draws of the initial noise, for its spread.')
+
+
+def main(argv: list[str]) -> None:
+  del argv
+  if not _WORKDIR.value:
+    raise InputError('give --workdir=DIR, a trained run')
+  experiment = Experiment.load(_WORKDIR.value)
+  depths = _depths(experiment)
+  result = experiment.result()
+  phase = _PHASE.value or result['phase']
+  params, _, step = experiment.best(phase)
+  rank_SxTxM = np.stack([
+    experiment.evaluator.ranks(params, _SPLIT.value, depths, draw=draw,
+                               exclude_history=_EXCLUDE.value) for draw in range(_DRAWS.value)])
+  by_draw = [{d: metrics.summary(r) for d, r in zip(depths, rank_TxM)} for rank_TxM in rank_SxTxM]
+  history = 'removed' if _EXCLUDE.value else 'ranked'
+  print(report.depth_table(by_draw[0], result['depth'], f'{_SPLIT.value}, history {history}'))
+  out = {'workdir': str(experiment.workdir), 'phase': phase, 'step': step, 'split': _SPLIT.value,
+         'history': history, 'chosen_depth': result['depth'], 'metrics': by_draw[0]}
+  if _DRAWS.value > 1:
+    out['spread_over_draws'] = {
+      d: {k: float(np.std([m[d][k] for m in by_draw], ddof=1)) for k in by_draw[0][d]}
+      for d in depths}
+  print(json.dumps(out))
+
+
+def _depths(experiment: Experiment) -> tuple[int, ...]:
+  try:
+    depths = tuple(int(d) for d in _DEPTHS.value) or experiment.depths
+  except ValueError:
+    raise InputError(f'--depths={",".join(_DEPTHS.value)}: whole numbers, such as 1,2,4') from None
+  if min(depths) < 0:
+    raise InputError('--depths: a depth is 0 or more')
+  return depths
+
+
+if __name__ == '__main__':
+  front_door(main)

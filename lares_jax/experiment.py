@@ -1,0 +1,179 @@
+"""From a config to the things that a run needs: data, model, evaluator, phases, and their files."""
+
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from lares_jax import config as config_lib, metrics
+from lares_jax.config import Config
+from lares_jax.data import synthetic
+from lares_jax.data.batches import TrainBatches
+from lares_jax.data.store import Store
+from lares_jax.errors import InputError
+from lares_jax.model.lares import Lares
+from lares_jax.objectives.posttrain import Posttrain
+from lares_jax.objectives.pretrain import Pretrain
+from lares_jax.prepare import prepared
+from lares_jax.training import optimizer, sharding
+from lares_jax.training.checkpoint import Checkpoints, abstract
+from lares_jax.training.evaluation import Evaluator
+from lares_jax.training.loop import Phase
+
+# Settings that may change between the starts of one run: they do not change what it computes.
+_FREE = ('phases', 'evaluate', 'mesh', 'data.path', 'data.cache', 'data.prepare')
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Experiment:
+  """One config in one workdir."""
+
+  config: Config
+  workdir: pathlib.Path
+
+  @classmethod
+  def start(cls, config: Config, workdir: str) -> 'Experiment':
+    """Opens or makes the workdir.
+
+    Raises:
+      InputError: the workdir holds a run of another config or data set.
+    """
+    experiment = cls(config, pathlib.Path(workdir).absolute())
+    mine = {'config': dataclasses.asdict(config), 'data': experiment.store.fingerprint}
+    mine = json.loads(json.dumps(mine))  # tuples as lists, as they will be read back
+    file = experiment.workdir / 'config.json'
+    if file.exists():
+      _check_same(mine, read_json(file), experiment.workdir)
+    experiment.workdir.mkdir(parents=True, exist_ok=True)
+    write_json(file, mine)
+    return experiment
+
+  @classmethod
+  def load(cls, workdir: str) -> 'Experiment':
+    """The experiment that trained in `workdir`."""
+    directory = pathlib.Path(workdir).absolute()
+    file = directory / 'config.json'
+    if not file.exists():
+      raise InputError(f'{workdir}: no config.json there; --workdir must name a trained run')
+    return cls(config_lib.typed(read_json(file)['config']), directory)
+
+  @functools.cached_property
+  def store(self) -> Store:
+    data = self.config.data
+    path = data.path or synthetic.built_in(data.cache)
+    return prepared(path, data.prepare, data.cache)
+
+  @functools.cached_property
+  def mesh(self) -> jax.sharding.Mesh:
+    return sharding.build(self.config.mesh)
+
+  @functools.cached_property
+  def model(self) -> Lares:
+    plain = {} if self.config.depth.mean else {'core_layers': 0}
+    return Lares(dataclasses.replace(self.config.model, **plain), self.store.num_items)
+
+  @functools.cached_property
+  def evaluator(self) -> Evaluator:
+    c = self.config
+    return Evaluator(self.store, self.model, c.catalogue, c.data, c.evaluate, self.mesh)
+
+  @property
+  def depths(self) -> tuple[int, ...]:
+    """The depths of the final report."""
+    return self.config.evaluate.depths if self.config.depth.mean else (0,)
+
+  def init_params(self) -> Any:
+    """Fresh parameters, born where they live."""
+    rows = TrainBatches(self.store, self.config.data, 1, 0, 0).batch(0).rows
+
+    def init(key):
+      z0 = np.zeros((*rows.item_BxL.shape, self.config.model.backbone.width), np.float32)
+      return self.model.init(key, rows, z0, 1, cap=1)['params']
+
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    places = sharding.of_tree(shapes, self.mesh)
+    return jax.jit(init, out_shardings=places)(jax.random.key(self.config.seed))
+
+  @functools.cached_property
+  def abstract_params(self) -> Any:
+    shapes = jax.eval_shape(self.init_params)
+    return abstract(shapes, sharding.of_tree(shapes, self.mesh))
+
+  def best(self, phase: str) -> tuple[Any, dict[str, float], int]:
+    """(parameters, validation metrics, step) of a phase's best checkpoint."""
+    return Checkpoints(self.workdir, phase).restore_best(self.abstract_params)
+
+  def result(self) -> dict[str, Any]:
+    file = self.workdir / 'result.json'
+    if not file.exists():
+      raise InputError(f'{self.workdir}: no result.json; the run has not finished')
+    return read_json(file)
+
+  def validate(self, params) -> dict[str, float]:
+    """Validation metrics at the mean recurrence."""
+    rank_1xM = self.evaluator.ranks(params, 'valid', (self.config.depth.mean,))
+    return metrics.summary(rank_1xM[0])
+
+  def pretraining(self) -> Phase:
+    c = self.config
+    objective = Pretrain(self.model, c.catalogue, c.depth, c.pretrain.loss)
+    train = c.pretrain.train
+    pairs = train.pairs if objective.aligns else 0
+    batches = TrainBatches(self.store, c.data, train.batch_rows, pairs, c.seed)
+    return self._phase('pretrain', objective, batches, train)
+
+  def posttraining(self, reference, kept_N: np.ndarray | None) -> Phase:
+    """Phase two against a frozen reference, on the kept prompts (one flag an interaction)."""
+    c = self.config
+    if not c.depth.mean:
+      raise InputError('phases: posttrain needs a model that reasons; set depth.mean above 0')
+    p = c.posttrain
+    model = Lares(dataclasses.replace(
+      c.model, embed_dropout=p.outer_dropout, pre_dropout=p.outer_dropout,
+      core_dropout=p.dropout), self.store.num_items)
+    objective = Posttrain(model, c.catalogue, c.depth, p.loss)
+    batches = TrainBatches(self.store, c.data, p.train.batch_rows, 0, c.seed + 1, kept_N)
+    return self._phase('posttrain', objective, batches, p.train, reference=reference,
+                       validate_first=True)
+
+  def _phase(self, name, objective, batches, train, **kwargs) -> Phase:
+    steps = max(int(train.epochs * batches.steps_per_epoch), 1)
+    built = optimizer.build(train.optimizer, steps, batches.steps_per_epoch)
+    return Phase(name, objective, batches, built, train, self.config.seed, self.validate, **kwargs)
+
+
+def _check_same(mine: dict, theirs: dict, workdir: pathlib.Path) -> None:
+  differing = _differing(mine['config'], theirs['config'])
+  differing = [d for d in differing if not d.startswith(_FREE)]
+  if mine['data'] != theirs['data']:
+    differing.append('the data set')
+  if differing:
+    raise InputError(f'{workdir} holds another run; differing: {", ".join(differing)}. '
+                     'Choose another --workdir, or delete this one')
+
+
+def _differing(a: dict, b: dict, path: str = '') -> list[str]:
+  out = []
+  for key in sorted({*a, *b}):
+    x, y = a.get(key), b.get(key)
+    if isinstance(x, dict) and isinstance(y, dict):
+      out += _differing(x, y, f'{path}{key}.')
+    elif x != y:
+      out.append(f'{path}{key} ({y} there, {x} here)')
+  return out
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+  return json.loads(path.read_text(encoding='utf-8'))
+
+
+def write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
+  """Written aside, then renamed."""
+  aside = path.with_suffix('.aside')
+  aside.write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
+  os.replace(aside, path)

@@ -1,0 +1,21 @@
+"""Tables for people."""
+
+from collections.abc import Mapping, Sequence
+
+COLUMNS = ('recall@5', 'recall@10', 'recall@20', 'ndcg@5', 'ndcg@10', 'ndcg@20', 'mrr')
+
+
+def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+  """Markdown that lines up in a terminal too."""
+  cells = [list(head), *[list(line) for line in lines]]
+  width = [max(len(line[i]) for line in cells) for i in range(len(head))]
+  draw = lambda line: '| ' + ' | '.join(c.ljust(w) for c, w in zip(line, width)) + ' |'
+  rule = '|' + '|'.join('-' * (w + 2) for w in width) + '|'
+  return '\n'.join([draw(cells[0]), rule, *map(draw, cells[1:])])
+
+
+def depth_table(by_depth: Mapping[int, Mapping[str, float]], chosen: int, title: str) -> str:
+  """Metrics by depth; the depth chosen on validation is marked."""
+  lines = [[f'{depth} (chosen)' if depth == chosen else str(depth),
+            *(f'{values[c]:.4f}' for c in COLUMNS)] for depth, values in by_depth.items()]
+  return f'{title}\n' + table(['depth', *COLUMNS], lines)

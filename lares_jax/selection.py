@@ -1,0 +1,32 @@
+"""Between the phases: which training prompts can be rewarded at all (method.md section 5)."""
+
+import numpy as np
+
+from lares_jax.experiment import Experiment, write_json
+
+
+def select(experiment: Experiment) -> None:
+  """Keeps the prompts whose target ranks within `top` in any of `passes` noisy passes at depth r."""
+  c, store = experiment.config, experiment.store
+  kept_N = np.zeros(len(store.items_N), bool)
+  end_N = store.targets('train')[1]
+  if not c.select.top:
+    kept_N[end_N] = True
+  else:
+    params, _, _ = experiment.best('pretrain')
+    for draw in range(1, c.select.passes + 1):
+      rank_1xM = experiment.evaluator.ranks(params, 'train', (c.depth.mean,), draw=draw)
+      kept_N[end_N] |= rank_1xM[0] < c.select.top
+  share = float(kept_N[end_N].mean())
+  np.save(experiment.workdir / 'prompts.npy', np.packbits(kept_N))
+  write_json(experiment.workdir / 'prompts.json', {
+    'prompts': len(end_N), 'kept': int(kept_N.sum()), 'share': share})
+  print(f'select: {kept_N.sum():,} of {len(end_N):,} prompts kept ({share:.1%})')
+
+
+def load(experiment: Experiment) -> np.ndarray | None:
+  """One flag for every interaction, or None where no selection was made: all prompts count."""
+  file = experiment.workdir / 'prompts.npy'
+  if not file.exists():
+    return None
+  return np.unpackbits(np.load(file), count=len(experiment.store.items_N)).astype(bool)

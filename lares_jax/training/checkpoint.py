@@ -1,0 +1,83 @@
+"""Checkpoints of one phase: the latest, to go on from, and the best, to use.
+
+    WORKDIR/checkpoints/PHASE/latest/STEP    state, progress, config, item ids' fingerprint
+    WORKDIR/checkpoints/PHASE/best/STEP      the evaluated parameters, and their validation metrics
+
+Both are written aside and renamed by orbax: a half-written one is never seen.
+"""
+
+import pathlib
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from lares_jax.errors import InputError
+
+
+class Checkpoints:
+  """The two checkpoint series of a phase."""
+
+  def __init__(self, workdir: pathlib.Path, phase: str):
+    self.directory = pathlib.Path(workdir).absolute() / 'checkpoints' / phase
+    options = ocp.CheckpointManagerOptions(max_to_keep=1, cleanup_tmp_directories=True)
+    self._latest = ocp.CheckpointManager(self.directory / 'latest', options=options)
+    self._best = ocp.CheckpointManager(self.directory / 'best', options=options)
+
+  @property
+  def latest_step(self) -> int | None:
+    return self._latest.latest_step()
+
+  @property
+  def best_step(self) -> int | None:
+    return self._best.latest_step()
+
+  def save(self, step: int, state, progress: dict[str, Any], config: dict[str, Any]) -> None:
+    """Saves in the background; a step that is there already is the same state, and stays."""
+    if step in self._latest.all_steps():
+      return
+    self._latest.save(step, args=ocp.args.Composite(
+      state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress),
+      config=ocp.args.JsonSave(config)))
+
+  def restore(self, abstract_state) -> tuple[Any, dict[str, Any]]:
+    """The latest state, laid out like `abstract_state` (on any mesh), and the progress saved with it."""
+    out = self._latest.restore(self._latest.latest_step(), args=ocp.args.Composite(
+      state=ocp.args.StandardRestore(abstract_state), progress=ocp.args.JsonRestore()))
+    return out.state, out.progress
+
+  def save_best(self, step: int, params, metrics: dict[str, float]) -> None:
+    if step in self._best.all_steps():
+      return
+    self._best.save(step, args=ocp.args.Composite(
+      params=ocp.args.StandardSave(params), metrics=ocp.args.JsonSave(metrics)))
+
+  def restore_best(self, abstract_params) -> tuple[Any, dict[str, float], int]:
+    """(parameters, validation metrics, step) of the best evaluation so far.
+
+    Raises:
+      InputError: nothing was saved yet.
+    """
+    self.wait()
+    step = self._best.latest_step()
+    if step is None:
+      raise InputError(f'{self.directory}: no checkpoint yet; train this phase first')
+    out = self._best.restore(step, args=ocp.args.Composite(
+      params=ocp.args.StandardRestore(abstract_params), metrics=ocp.args.JsonRestore()))
+    return out.params, out.metrics, step
+
+  def wait(self) -> None:
+    """Until everything is on disk."""
+    self._latest.wait_until_finished()
+    self._best.wait_until_finished()
+
+  def close(self) -> None:
+    self.wait()
+    self._latest.close()
+    self._best.close()
+
+
+def abstract(tree, shardings):
+  """Shapes, types and places of a tree's arrays, to restore into."""
+  of = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+  return jax.tree.map(of, tree, shardings)

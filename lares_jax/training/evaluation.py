@@ -1,0 +1,98 @@
+"""Full-ranking evaluation: the rank of every user's target among the whole catalogue, by depth."""
+
+import dataclasses
+import functools
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+
+from lares_jax import catalogue
+from lares_jax.catalogue import CatalogueConfig
+from lares_jax.data.batches import DataConfig, EvalBatch, eval_batches
+from lares_jax.data.store import Store
+from lares_jax.model.lares import Lares, at_places, initial_state
+from lares_jax.training import sharding
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+  """`depths` are those that the final report shows; () stands for 1, 2, 4, 8, 12, 16."""
+
+  batch_rows: int = 128
+  depths: tuple[int, ...] = (1, 2, 4, 8, 12, 16)
+  noise_seed: int = 0  # of Z_0; the spread over draws is reported by `evaluate --draws`
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Evaluator:
+  """Ranks targets of a data set under a model, with no hidden noise."""
+
+  store: Store
+  model: Lares
+  catalogue: CatalogueConfig
+  data: DataConfig
+  config: EvaluationConfig
+  mesh: jax.sharding.Mesh
+
+  def ranks(self, params, split: str, depths: tuple[int, ...], *, exclude_history: bool = False,
+            draw: int = 0) -> np.ndarray:
+    """Ranks [depth, M] of the split's targets, in the order of `store.targets(split)`.
+
+    All depths come from one run to the deepest: a state at depth 4 is on the way to depth 16.
+    """
+    user_M, index_M = self.store.targets(split)
+    items_N = self.store.items_N
+    batches = eval_batches(items_N, self.store.offsets[user_M], index_M, items_N[index_M],
+                           self.data, self.config.batch_rows, hide=exclude_history)
+    key = jax.random.fold_in(jax.random.key(self.config.noise_seed), draw)
+    out = np.full((len(depths), len(user_M)), np.nan)
+    bar = tqdm.tqdm(total=len(user_M), desc=f'evaluate {split}', unit='user', leave=False,
+                    disable=not sys.stderr.isatty())
+    pending: list[tuple[np.ndarray, jax.Array]] = []
+
+    def collect():
+      index_BxA, rank = pending.pop(0)
+      real = index_BxA >= 0
+      out[:, index_BxA[real]] = np.asarray(rank)[:, real]
+      bar.update(int(real.sum()))
+
+    for batch in batches:
+      index_BxA, batch = batch.index_BxA, batch._replace(index_BxA=None)
+      batch = sharding.put_batch(batch, self.mesh)
+      pending.append((index_BxA, self._batch_ranks(params, batch, key, depths)))
+      if len(pending) > 1:  # read a result only once the next batch is under way
+        collect()
+    while pending:
+      collect()
+    bar.close()
+    return out
+
+  @functools.partial(jax.jit, static_argnums=(0, 4))
+  def _batch_ranks(self, params, batch: EvalBatch, key, depths):
+    states = user_vectors(self.model, params, batch.rows, batch.place_BxA, key, depths)
+    count, wide = len(depths), (len(depths), *batch.target_BxA.shape)
+    flat = lambda x: jnp.broadcast_to(x, (count, *x.shape)).reshape(-1, *x.shape[2:])
+    hidden = None if batch.hidden_BxAxH is None else flat(batch.hidden_BxAxH)
+    rank = catalogue.ranks(states.reshape(-1, states.shape[-1]), flat(batch.target_BxA),
+                           flat(batch.scored_BxA), params['item'], self.catalogue, hidden)
+    return rank.reshape(wide)
+
+
+def user_vectors(model: Lares, params, rows, place_BxA, key, depths: tuple[int, ...]):
+  """User vectors [depth, B, A, D] (float32) at the given places, at each of the static depths.
+
+  Depth 0, or a model without core-block, gives H.
+  """
+  apply = functools.partial(model.apply, {'params': params})
+  h_BxLxD = apply(rows, method='prelude')
+  plain_BxAxD = at_places(h_BxLxD, place_BxA).astype(jnp.float32)
+  deepest = max(depths) if model.config.core_layers else 0
+  if not deepest:
+    return jnp.stack([plain_BxAxD] * len(depths))
+  z_BxLxD = initial_state(model.config, rows, key, train=False)
+  out = apply(h_BxLxD, rows, z_BxLxD, deepest, deepest, place_BxA=place_BxA, method='reason')
+  states = out.states_TxBxAxD.astype(jnp.float32)
+  return jnp.stack([states[d - 1] if d else plain_BxAxD for d in depths])

@@ -1,0 +1,195 @@
+"""The training loop of both phases: evaluate, save, next batch, step; always in that order."""
+
+import dataclasses
+import pathlib
+import signal
+import types
+from collections.abc import Callable
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+
+from lares_jax.data.batches import TrainBatches
+from lares_jax.errors import InputError
+from lares_jax.training import sharding, state as state_lib
+from lares_jax.training.checkpoint import Checkpoints, abstract
+from lares_jax.training.log import Log
+
+
+class Interrupted(Exception):
+  """A signal asked the run to stop; it was saved first. `code` is the exit code."""
+
+  def __init__(self, signum: int):
+    super().__init__(signal.Signals(signum).name)
+    self.code = 128 + signum
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Phase:
+  """What differs between the phases."""
+
+  name: str
+  objective: Any  # objectives.Pretrain or Posttrain
+  batches: TrainBatches
+  optimizer: Any
+  train: Any  # config.TrainConfig
+  seed: int
+  validate: Callable[[Any], dict[str, float]]  # parameters -> metrics, ndcg@10 among them
+  reference: Any = None  # frozen parameters, or None
+  validate_first: bool = False  # before any update, so that training must beat its start
+
+  @property
+  def steps(self) -> int:
+    return max(int(self.train.epochs * self.batches.steps_per_epoch), 1)
+
+  @property
+  def eval_every(self) -> int:
+    return max(int(self.train.eval_every_epochs * self.batches.steps_per_epoch), 1)
+
+
+@dataclasses.dataclass
+class Progress:
+  """What early stopping remembers; part of every checkpoint."""
+
+  best_step: int = -1
+  best_ndcg: float = -1.0
+  stale: int = 0  # evaluations since the best
+  skipped: int = 0  # steps that were not finite
+
+  def see(self, step: int, ndcg: float) -> bool:
+    """Takes in an evaluation; True if it is the best so far."""
+    better = ndcg > self.best_ndcg
+    if better:
+      self.best_step, self.best_ndcg, self.stale = step, ndcg, 0
+    else:
+      self.stale += 1
+    return better
+
+
+class Signals:
+  """SIGTERM and SIGINT ask politely once; the second SIGINT stops at once."""
+
+  def __init__(self):
+    self.caught: int | None = None
+    self._before = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
+
+  def _note(self, signum: int, frame: types.FrameType | None) -> None:
+    del frame
+    if self.caught == signal.SIGINT and signum == signal.SIGINT:
+      raise KeyboardInterrupt
+    self.caught = signum
+
+  def restore(self) -> None:
+    for signum, handler in self._before.items():
+      signal.signal(signum, handler)
+
+
+def run(phase: Phase, params, workdir: pathlib.Path, config: dict[str, Any],
+        mesh: jax.sharding.Mesh) -> None:
+  """Trains a phase to its end or early stop, from its latest checkpoint if there is one.
+
+  The result is the best checkpoint of the phase in `workdir`.
+
+  Raises:
+    Interrupted: a signal came; the state is saved.
+    InputError: the loss or a gradient was not finite more often than `on_nan` allows.
+  """
+  checkpoints = Checkpoints(workdir, phase.name)
+  ema = phase.train.ema
+  fresh = lambda params: state_lib.create(params, phase.optimizer, ema)
+  shapes = jax.eval_shape(fresh, params)
+  places = sharding.of_tree(shapes, mesh)
+  progress = Progress()
+  if checkpoints.latest_step is None:
+    state = jax.jit(fresh, out_shardings=places)(params)
+  else:
+    state, saved = checkpoints.restore(abstract(shapes, places))
+    progress = Progress(**saved)
+  step_of = jax.jit(
+    lambda state, reference, batch, draw: state_lib.train_step(
+      state, reference, batch, draw, objective=phase.objective, optimizer=phase.optimizer,
+      seed=phase.seed, ema=ema),
+    donate_argnums=0, out_shardings=(places, None))
+
+  step = int(state.step)
+  log = Log(workdir, phase.name, step, phase.steps)
+  if step:
+    log.say(f'{phase.name}: going on from step {step} of {phase.steps}')
+  signals = Signals()
+  try:
+    _loop(phase, state, step, progress, step_of, checkpoints, config, mesh, log, signals)
+  finally:
+    signals.restore()
+    log.close()
+    checkpoints.close()
+
+
+def _loop(phase, state, step, progress, step_of, checkpoints, config, mesh, log, signals) -> None:
+  batches = _inputs(phase, step)
+  last = None  # metrics of the step before, read only once the next is under way
+  names = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(state.params)]
+  while True:
+    over = step >= phase.steps
+    due = over or step % phase.eval_every == 0 and (step or phase.validate_first)
+    if due or signals.caught:
+      last = _settle(last, step, names, progress, phase, log)
+      log.flush(step)
+      if due and step != checkpoints.latest_step:
+        metrics = phase.validate(state.evaluated)
+        log.write(step, 'validation', metrics)
+        if progress.see(step, metrics['ndcg@10']):
+          checkpoints.save_best(step, state.evaluated, metrics)
+        log.say(_sentence(phase, step, metrics, progress))
+        log.restart()
+      checkpoints.save(step, state, dataclasses.asdict(progress), config)
+      if signals.caught:
+        raise Interrupted(signals.caught)
+    patient = not phase.train.patience or progress.stale < phase.train.patience
+    if over or not patient:
+      return
+    batch, draw = next(batches)
+    state, metrics = step_of(state, phase.reference, sharding.put_batch(batch, mesh), draw)
+    last = _settle(last, step, names, progress, phase, log)
+    if step % phase.train.log_every_steps == 0:
+      log.flush(step)
+    last, step = metrics, step + 1
+
+
+def _inputs(phase: Phase, step: int):
+  """Batches and draws from `step` on, made ahead by grain's threads, in order."""
+
+  def one(step: int):
+    generator = np.random.default_rng([phase.seed, 3, step])
+    return phase.batches.batch(step), phase.objective.draw(generator)
+
+  dataset = grain.MapDataset.range(step, phase.steps).map(lambda step: one(int(step)))
+  return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
+
+
+def _settle(metrics, step: int, names, progress: Progress, phase: Phase, log: Log) -> None:
+  """Reads the metrics of step - 1; they are counted, or the run ends because of them."""
+  if metrics is None:
+    return
+  metrics = jax.device_get(metrics)
+  bad = metrics.pop('bad')
+  if not metrics.pop('finite'):
+    progress.skipped += 1
+    if progress.skipped > phase.train.on_nan:
+      terms = [k for k, v in metrics.items() if not np.isfinite(v)]
+      first = names[int(np.argmax(bad))] if bad.any() else 'none'
+      raise InputError(
+        f'{phase.name}: step {step - 1} is not finite ({", ".join(terms)}; first parameter with a '
+        f'bad gradient: {first}); the update was not applied and the last checkpoint is good. '
+        'Lower the learning rate or set clip_norm; train.on_nan=n skips n such steps')
+    log.say(f'{phase.name}: step {step - 1} is not finite; skipped ({progress.skipped} so far)')
+    return
+  log.add(metrics)
+
+
+def _sentence(phase: Phase, step: int, metrics: dict[str, float], progress: Progress) -> str:
+  epoch = step / phase.batches.steps_per_epoch
+  mark = 'best so far' if progress.best_step == step else f'best {progress.best_ndcg:.4f}'
+  return (f'{phase.name}: epoch {epoch:.1f}, step {step}: validation Recall@10 '
+          f'{metrics["recall@10"]:.4f}, NDCG@10 {metrics["ndcg@10"]:.4f} ({mark})')

@@ -1,0 +1,57 @@
+"""What training changes, and the one step that changes it, for both phases."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+class TrainState(NamedTuple):
+  """Parameters, optimizer state, steps taken, and the running average of the parameters if kept."""
+
+  params: Any
+  opt_state: Any
+  step: jax.Array
+  average: Any = None
+
+  @property
+  def evaluated(self):
+    """The parameters that evaluation and the best checkpoint take."""
+    return self.params if self.average is None else self.average
+
+
+def create(params, optimizer: optax.GradientTransformation, ema: float) -> TrainState:
+  """A state before its first step."""
+  average = jax.tree.map(jnp.copy, params) if ema else None
+  return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32), average)
+
+
+def train_step(state: TrainState, reference, batch, draw, *, objective, optimizer, seed: int,
+               ema: float):
+  """One update of either phase; returns the new state and the step's metrics.
+
+  A loss or gradient that is not finite leaves parameters and optimizer as they were, and says so:
+  `metrics['bad']` holds one flag for each parameter, in the order of the flattened tree.
+  """
+  key = jax.random.fold_in(jax.random.key(seed), state.step)
+  loss = lambda params: objective(params, reference, batch, draw, key)
+  (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+  norm = optax.global_norm(grads)
+
+  def update(state: TrainState) -> TrainState:
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    average = state.average
+    if ema:
+      # Early averages forget their start: the decay grows to `ema`.
+      rate = jnp.minimum(ema, (1.0 + state.step) / (10.0 + state.step))
+      average = jax.tree.map(lambda old, new: rate * old + (1 - rate) * new, average, params)
+    return TrainState(params, opt_state, state.step, average)
+
+  finite = jnp.isfinite(value) & jnp.isfinite(norm)
+  state = jax.lax.cond(finite, update, lambda state: state, state)
+  bad = jnp.stack([~jnp.isfinite(g).all() for g in jax.tree.leaves(grads)])
+  scalars = {k: v for k, v in metrics.items() if jnp.ndim(v) == 0}
+  metrics = {'loss': value, 'grad_norm': norm, **scalars, 'finite': finite, 'bad': bad}
+  return state._replace(step=state.step + 1), metrics

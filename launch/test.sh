@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Sets up if needed, then lint, types and tests. Arguments go to pytest.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+bash launch/setup.sh
+export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
+.venv/bin/python -m ruff check .
+.venv/bin/python -m mypy
+.venv/bin/python -m pytest "$@"

@@ -1,0 +1,148 @@
+"""The catalogue pass against plain formulas over [M, V]."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lares_jax import catalogue
+from lares_jax.catalogue import CatalogueConfig
+from lares_jax.errors import InputError
+
+M, V, D = 7, 23, 4
+
+
+def _arrays(seed=0):
+  rng = np.random.default_rng(seed)
+  return (jnp.asarray(rng.normal(size=(M, D)), jnp.float32),
+          jnp.asarray(rng.integers(V, size=M)),
+          jnp.asarray([True] * 5 + [False, True]),
+          jnp.asarray(rng.normal(size=(V, D)), jnp.float32))
+
+
+def _plain_scores(query_MxD, table_VxD, config):
+  if config.similarity == 'cos':
+    query_MxD = query_MxD / jnp.linalg.norm(query_MxD, axis=1, keepdims=True)
+    table_VxD = table_VxD / jnp.linalg.norm(table_VxD, axis=1, keepdims=True)
+  return query_MxD @ table_VxD.T / config.tau
+
+
+@pytest.mark.parametrize('similarity', ('dot', 'cos'))
+@pytest.mark.parametrize('tile, block', ((3, 5), (7, 23), (100, 100), (1, 1)))
+def test_likelihood_and_gradients_equal_the_plain_softmax(similarity, tile, block):
+  query, target, real, table = _arrays()
+  config = CatalogueConfig(similarity, 0.5, tile, block)
+
+  def ours(query, table):
+    out = catalogue.likelihood(query, target, real, table, config)
+    return (jnp.where(real, out.logprob_M, 0.0) * jnp.arange(M)).sum() + out.target_score_M.sum()
+
+  def plain(query, table):
+    scores = _plain_scores(query, table, config)
+    logprob = jax.nn.log_softmax(scores)[jnp.arange(M), target]
+    target_score = jnp.where(real, scores[jnp.arange(M), target], 0.0)
+    return (jnp.where(real, logprob, 0.0) * jnp.arange(M)).sum() + target_score.sum()
+
+  got, want = (jax.value_and_grad(f, (0, 1))(query, table) for f in (ours, plain))
+  for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want)):
+    np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6)
+
+
+def test_scores_far_from_zero_neither_overflow_nor_vanish():
+  query, target, real, table = _arrays()
+  for scale in (1e4, 1e-8, -1e4):
+    out = catalogue.likelihood(query * scale, target, real, table, CatalogueConfig(tile=3, block=5))
+    want = jax.nn.logsumexp(query * scale @ table.T, axis=1)
+    np.testing.assert_allclose(out.lse_M[real], want[real], rtol=1e-5)
+
+
+def _rank_by_hand(scores_V, target):
+  others = np.delete(scores_V, target)
+  return (others > scores_V[target]).sum() + 0.5 * (others == scores_V[target]).sum()
+
+
+@pytest.mark.parametrize('tile, block', ((3, 5), (7, 23)))
+def test_ranks_by_hand(tile, block):
+  query, target, real, table = _arrays()
+  config = CatalogueConfig(tile=tile, block=block)
+  rank = catalogue.ranks(query, target, real, table, config)
+  scores = np.asarray(query @ table.T)
+  want = [_rank_by_hand(scores[m], int(target[m])) for m in range(M)]
+  np.testing.assert_array_equal(rank[real], np.asarray(want)[real])
+
+
+def test_a_model_that_scores_all_alike_ranks_in_the_middle():
+  query, target, _, table = _arrays()
+  same = jnp.broadcast_to(table[:1], table.shape)
+  rank = catalogue.ranks(query, target, jnp.ones(M, bool), same, CatalogueConfig(tile=3, block=5))
+  np.testing.assert_array_equal(rank, (V - 1) / 2)
+
+
+def test_nan_is_never_a_hit():
+  query, target, _, table = _arrays()
+  config = CatalogueConfig(tile=3, block=5)
+  everywhere = catalogue.ranks(query * jnp.nan, target, jnp.ones(M, bool), table, config)
+  np.testing.assert_array_equal(everywhere, V - 1)
+  one = table.at[(target[0] + 1) % V].set(jnp.nan)
+  with_nan = catalogue.ranks(query, target, jnp.ones(M, bool), one, config)[0]
+  scores = np.array(query[0] @ table.T)
+  scores[(int(target[0]) + 1) % V] = np.inf
+  assert with_nan == _rank_by_hand(scores, int(target[0]))
+
+
+def test_hidden_items_leave_the_ranking_and_a_hidden_target_is_last():
+  query, target, _, table = _arrays()
+  hidden = jnp.stack([(target + 1) % V, (target + 2) % V, jnp.full(M, -1)], axis=1)
+  hidden = hidden.at[3, 0].set(target[3])
+  rank = catalogue.ranks(query, target, jnp.ones(M, bool), table, CatalogueConfig(tile=3, block=5),
+                         hidden)
+  scores = np.array(query @ table.T)
+  for m in range(M):
+    out = [i for i in np.asarray(hidden[m]) if i >= 0]
+    if m == 3:
+      assert rank[m] == V - 1
+    else:
+      scores[m, out] = -np.inf
+      assert rank[m] == _rank_by_hand(scores[m], int(target[m]))
+
+
+@pytest.mark.parametrize('block', (2, 5, 23))
+def test_top_k_is_the_full_sort(block):
+  query, target, _, table = _arrays()
+  hidden = target[:, None]
+  score, item = catalogue.top_k(query, jnp.ones(M, bool), table, 6, CatalogueConfig(tile=3, block=block),
+                                hidden)
+  scores = np.array(query @ table.T)
+  scores[np.arange(M), target] = -np.inf
+  want = np.argsort(-scores, axis=1, kind='stable')[:, :6]
+  np.testing.assert_array_equal(item, want)
+  np.testing.assert_allclose(score, np.take_along_axis(scores, want, 1), rtol=1e-5)
+
+
+def test_top_k_beyond_what_is_left_says_so():
+  query, _, _, table = _arrays()
+  score, item = catalogue.top_k(query, jnp.ones(M, bool), table[:3], 5, CatalogueConfig(block=2))
+  assert (np.asarray(item)[:, 3:] == -1).all() and np.isneginf(np.asarray(score)[:, 3:]).all()
+  assert (np.sort(np.asarray(item)[:, :3], 1) == np.arange(3)).all()
+
+
+def test_top_k_and_rank_agree_on_who_is_first():
+  query, _, _, table = _arrays()
+  _, item = catalogue.top_k(query, jnp.ones(M, bool), table, 3, CatalogueConfig(block=5))
+  for k in range(3):
+    rank = catalogue.ranks(query, item[:, k], jnp.ones(M, bool), table, CatalogueConfig(block=5))
+    np.testing.assert_array_equal(rank, k)
+
+
+def test_bf16_products_stay_close():
+  query, target, real, table = _arrays()
+  exact, rough = (catalogue.likelihood(query, target, real, table, CatalogueConfig(dtype=d, block=5))
+                  for d in ('float32', 'bfloat16'))
+  np.testing.assert_allclose(rough.lse_M[real], exact.lse_M[real], rtol=2e-2)
+
+
+def test_bad_settings_are_named():
+  with pytest.raises(InputError, match='similarity'):
+    CatalogueConfig(similarity='l2')
+  with pytest.raises(InputError, match='tau'):
+    CatalogueConfig(tau=0)
