@@ -1,41 +1,23 @@
-"""The only file that scores items: one pass over the catalogue, tile by tile, never [M, V].
+"""The only file that knows all items: every score passes through here, on one device or many.
 
-Everything that compares a user vector with items goes through here: the cross-entropy of phase
-one, the reward and the target log-probabilities of phase two, evaluation, and recommendation.
-Queries are taken in tiles and items in blocks, so that the largest temporary is one tile by one
-block, whatever the batch and the catalogue; the backward pass computes the blocks anew.
+Everything that compares a user vector with items: the cross-entropy of phase one, the reward and
+the target log-probabilities of phase two, evaluation, and recommendation. On a mesh the table's
+rows are split over the axis `catalogue` and queries over `data`; each device scores its own rows
+(`share`), and what crosses the wire is of the size of the queries, never of the table.
 """
 
 import dataclasses
 import functools
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from lares_jax.errors import InputError
-
-# A tie is a difference within the rounding error of a dot product, relative to |q||e|.
-TIE_TOLERANCE = 2.0**-21
-_LOWEST = float(np.finfo(np.float32).min)
-
-
-@dataclasses.dataclass(frozen=True)
-class CatalogueConfig:
-  """How a user vector u scores item v: `dot` u.e / tau, or `cos` of the two / tau."""
-
-  similarity: str = 'dot'
-  tau: float = 1.0
-  tile: int = 1024  # queries at a time
-  block: int = 2048  # items at a time
-  dtype: str = 'float32'  # of the products; sums are float32 always
-
-  def __post_init__(self):
-    if self.similarity not in ('dot', 'cos'):
-      raise InputError(f'catalogue.similarity={self.similarity!r}: use dot or cos')
-    if self.tau <= 0:
-      raise InputError(f'catalogue.tau={self.tau}: use a number above 0')
+from lares_jax import scoring, share as share_lib
+from lares_jax.scoring import CatalogueConfig, pair_scores, tie_slack
+from lares_jax.share import Share
 
 
 class Likelihood(NamedTuple):
@@ -50,232 +32,216 @@ class Likelihood(NamedTuple):
     return self.target_score_M - self.lse_M
 
 
-def unit(x_MxD: jax.Array) -> jax.Array:
-  """Rows scaled to length one; a zero row stays zero (and has a gradient of zero)."""
-  square_Mx1 = jnp.sum(jnp.square(x_MxD), axis=-1, keepdims=True)
-  return x_MxD * jax.lax.rsqrt(jnp.maximum(square_Mx1, 1e-24))
+@dataclasses.dataclass(frozen=True)
+class Catalogue:
+  """All items of a data set, their embeddings being the rows of a table [R, D], R >= V.
 
+  Methods take queries of shape [M, D], or [.., M, D] with any axes before M; the axis M is the one
+  that is split over `data`, and should be a multiple of that axis. Targets, flags and results have
+  the same axes less D.
+  """
 
-def _comparable(x_MxD: jax.Array, config: CatalogueConfig) -> jax.Array:
-  x_MxD = x_MxD.astype(jnp.float32)
-  return unit(x_MxD) if config.similarity == 'cos' else x_MxD
-
-
-def pair_scores(query_MxD, item_MxD, config: CatalogueConfig) -> jax.Array:
-  """Scores of matching rows [M]: the scoring function itself."""
-  query_MxD = _comparable(query_MxD, config).astype(config.dtype)
-  item_MxD = _comparable(item_MxD, config).astype(config.dtype)
-  return jnp.einsum('md,md->m', query_MxD, item_MxD, preferred_element_type=jnp.float32) / config.tau
-
-
-def block_scores(query_MxD, item_KxD, config: CatalogueConfig) -> jax.Array:
-  """Scores of every query with every item of one block [M, K]."""
-  query_MxD = _comparable(query_MxD, config).astype(config.dtype)
-  item_KxD = _comparable(item_KxD, config).astype(config.dtype)
-  scores_MxK = jnp.einsum('md,kd->mk', query_MxD, item_KxD, preferred_element_type=jnp.float32)
-  return scores_MxK / config.tau
-
-
-class _Blocks(NamedTuple):
-  """Equal blocks over `size` rows; the last starts early enough to end with the table."""
-
-  size: int
-  block: int
-
-  @classmethod
-  def over(cls, size: int, block: int) -> '_Blocks':
-    return cls(size, min(size, block))
+  config: CatalogueConfig
+  items: int  # V
+  mesh: Mesh | None = None
 
   @property
-  def count(self) -> int:
-    return -(-self.size // self.block)
+  def rows(self) -> int:
+    """R: V, padded so that every device on the axis `catalogue` holds as many rows."""
+    shares = self.mesh.shape['catalogue'] if self.mesh else 1
+    return -(-self.items // shares) * shares
 
-  def start(self, i: jax.Array) -> jax.Array:
-    return jnp.minimum(i * self.block, self.size - self.block)
+  def likelihood(self, query_MxD, target_M, real_M, table_RxD) -> Likelihood:
+    """Exact softmax over the catalogue.
 
-  def take(self, x: jax.Array, i: jax.Array) -> jax.Array:
-    return jax.lax.dynamic_slice_in_dim(x, self.start(i), self.block)
+    Args:
+      query_MxD: user vectors.
+      target_M: items.
+      real_M: False where a query is filling; its results are to be ignored, its gradients are 0.
+      table_RxD: item embeddings.
+    """
+    with jax.named_scope('catalogue'):
+      return _likelihood(self, query_MxD, target_M, real_M, table_RxD)
 
-  def index(self, i: jax.Array) -> jax.Array:
-    return self.start(i) + jnp.arange(self.block)
+  def ranks(self, query_MxD, target_M, real_M, table_RxD, hidden_MxH=None) -> jax.Array:
+    """Rank of each target from 0 [M]: items that score higher, plus half of the ties.
 
-  def fresh(self, i: jax.Array) -> jax.Array:
-    """Rows of block i that no earlier block held [block]."""
-    return self.index(i) >= i * self.block
+    A NaN score never helps: it counts as higher than the target, and a NaN target is last.
+    With `hidden_MxH` (items, -1 fills) those items are out of the ranking; a target among them
+    cannot be recommended, so it is last.
+    """
+    if hidden_MxH is None:
+      hidden_MxH = jnp.full((*real_M.shape, 0), -1)
 
-  def add(self, total: jax.Array, part: jax.Array, i: jax.Array) -> jax.Array:
-    """`total` with `part` added at the rows of block i, in place where XLA can."""
-    return jax.lax.dynamic_update_slice_in_dim(total, self.take(total, i) + part, self.start(i), 0)
+    def of_share(share, total, query_MxD, target_M, real_M, hidden_MxH):
+      item_MxD = share.lookup(target_M)
+      score_M = total(pair_scores(query_MxD, item_MxD, self.config))
+      slack_M = total(tie_slack(query_MxD, item_MxD, self.config))
+      rank_M = total(share_lib.count_above(
+        share, query_MxD, real_M, target_M, score_M - slack_M, score_M + slack_M, hidden_MxH))
+      last_M = (hidden_MxH == target_M[:, None]).any(axis=1)
+      return jnp.where(last_M, self.items - 1.0, rank_M), None
+
+    with jax.named_scope('catalogue_ranks'):
+      return self._on_devices(of_share, table_RxD, query_MxD, target_M, real_M, hidden_MxH)[0]
+
+  def top_k(self, query_MxD, real_M, table_RxD, k: int, hidden_MxH=None):
+    """The k best items of each query: (scores [M, k] falling, items [M, k]); ties by lower id.
+
+    Where fewer than k items are left after `hidden_MxH`, the score is -inf and the id -1.
+    """
+    if hidden_MxH is None:
+      hidden_MxH = jnp.full((*real_M.shape, 0), -1)
+
+    def of_share(share, total, query_MxD, real_M, hidden_MxH):
+      del total
+      own = share_lib.best(share, query_MxD, real_M, k, hidden_MxH)
+      if not self._spread:
+        return own, None
+      gather = lambda x: jax.lax.all_gather(x, 'catalogue', axis=1, tiled=True)
+      return share_lib.best_of(*map(gather, own), k), None
+
+    with jax.named_scope('catalogue_top_k'):
+      return self._on_devices(of_share, table_RxD, query_MxD, real_M, hidden_MxH)[0]
+
+  def lookup(self, table_RxD, item_BxL) -> jax.Array:
+    """Embeddings of the items [B, L, D]; of a split table, only these rows cross the wire."""
+    return _lookup(self, table_RxD, item_BxL) if self._spread else table_RxD[item_BxL]
+
+  def split(self, rows):
+    """Arrays of batch rows, split over `data` if they can be; for those that grew out of a batch."""
+    if not self._spread:
+      return rows
+    place = lambda x: NamedSharding(self.mesh, PartitionSpec(self._data_axis(len(x))))
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, place(x)), rows)
+
+  @property
+  def _spread(self) -> bool:
+    return self.mesh is not None and self.mesh.size > 1
+
+  def _data_axis(self, size: int) -> str | None:
+    """The axis that queries or rows of a batch are split over; None where it does not divide."""
+    return None if size % self.mesh.shape['data'] else 'data'
+
+  def _share(self, table_RxD) -> Share:
+    """Within a `shard_map`: this device's."""
+    first = jax.lax.axis_index('catalogue') * table_RxD.shape[0]
+    return Share(table_RxD, first, self.items, self.config)
+
+  def _on_devices(self, function, table_RxD, query_XxMxD, *others):
+    """Runs `function(share, total, queries, *others)` on every device, for its rows and queries.
+
+    `total` sums over the shares. The function gets [M, ..] arrays, all axes before M merged into
+    it, and returns what belongs to the queries and what belongs to the table's rows, or None.
+    """
+
+    def one(share, total, query_XxMxD, *others):
+      lead = query_XxMxD.shape[:-1]
+      flat = lambda x: x.reshape(math.prod(lead), *x.shape[len(lead):])
+      of_queries, of_rows = function(share, total, *map(flat, (query_XxMxD, *others)))
+      return jax.tree.map(lambda x: x.reshape(*lead, *x.shape[1:]), of_queries), of_rows
+
+    if not self._spread:
+      share = Share(table_RxD, 0, self.items, self.config)
+      return one(share, lambda x: x, query_XxMxD, *others)
+
+    def on_device(table_RxD, *queries):
+      total = lambda x: jax.lax.psum(x, 'catalogue')
+      of_queries, of_rows = one(self._share(table_RxD), total, *queries)
+      return of_queries, jax.lax.psum(of_rows, 'data' if axis else ())
+
+    axis = self._data_axis(query_XxMxD.shape[-2])
+    by_query = PartitionSpec(*[None] * (query_XxMxD.ndim - 2), axis)
+    by_row = PartitionSpec('catalogue')
+    return jax.shard_map(
+      on_device, mesh=self.mesh, in_specs=(by_row, by_query, *[by_query] * len(others)),
+      out_specs=(by_query, by_row), check_vma=False)(table_RxD, query_XxMxD, *others)
 
 
-class _Tiles:
-  """Queries in equal tiles, those that count first, so that tiles of mere filling are skipped."""
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _likelihood(catalogue: Catalogue, query_MxD, target_M, real_M, table_RxD) -> Likelihood:
+  def of_share(share, total, query_MxD, target_M, real_M):
+    lse_M = share_lib.log_sum_exp(share, query_MxD, real_M)
+    if catalogue._spread:
+      high_M = jax.lax.pmax(lse_M, 'catalogue')
+      lse_M = high_M + jnp.log(total(jnp.exp(lse_M - high_M)))
+    score_M = total(pair_scores(query_MxD, share.lookup(target_M), catalogue.config))
+    return Likelihood(lse_M, jnp.where(real_M, score_M, 0.0)), None
 
-  def __init__(self, real_M: jax.Array, tile: int):
-    self._rows = real_M.shape[0]
-    self._tile = min(self._rows, tile)
-    self._count = -(-self._rows // self._tile)
-    self._order_M = jnp.argsort(~real_M)  # stable
-    self.real = self.split(real_M)
-
-  def split(self, x: jax.Array) -> jax.Array:
-    """[M, ..] -> [tiles, tile, ..]."""
-    padding = [(0, self._count * self._tile - self._rows)] + [(0, 0)] * (x.ndim - 1)
-    return jnp.pad(x[self._order_M], padding).reshape(self._count, self._tile, *x.shape[1:])
-
-  def join(self, x: jax.Array) -> jax.Array:
-    """[tiles, tile, ..] -> [M, ..], in the caller's order."""
-    x = x.reshape(-1, *x.shape[2:])[: self._rows]
-    return jnp.zeros_like(x).at[self._order_M].set(x, unique_indices=True)
-
-  def map(self, function, *arrays):
-    """`function(tile of each array)` for every tile with something real; elsewhere zeros."""
-    arrays = tuple(map(self.split, arrays))
-    shapes = jax.eval_shape(function, *(x[0] for x in arrays))
-    skip = lambda *_: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    one = lambda args: jax.lax.cond(args[0].any(), function, skip, *args[1:])
-    return jax.tree.map(self.join, jax.lax.map(one, (self.real, *arrays)))
+  return catalogue._on_devices(of_share, table_RxD, query_MxD, target_M, real_M)[0]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def likelihood(query_MxD, target_M, real_M, table_VxD, config: CatalogueConfig) -> Likelihood:
-  """Exact softmax over the catalogue for M queries.
-
-  Args:
-    query_MxD: user vectors.
-    target_M: item ids of the targets.
-    real_M: False where a query is filling; its results are to be ignored, its gradients are 0.
-    table_VxD: item embeddings.
-    config: scores and block sizes.
-  """
-  blocks = _Blocks.over(table_VxD.shape[0], config.block)
-
-  def lse_of(query_mxD):
-    def step(i, carry):
-      high_m, sum_m = carry
-      scores_mxK = block_scores(query_mxD, blocks.take(table_VxD, i), config)
-      scores_mxK = jnp.where(blocks.fresh(i), scores_mxK, -jnp.inf)
-      new_m = jnp.maximum(high_m, scores_mxK.max(axis=1))
-      sum_m = sum_m * jnp.exp(high_m - new_m) + jnp.exp(scores_mxK - new_m[:, None]).sum(axis=1)
-      return new_m, sum_m
-
-    first = jnp.full(query_mxD.shape[0], _LOWEST), jnp.zeros(query_mxD.shape[0])
-    high_m, sum_m = jax.lax.fori_loop(0, blocks.count, step, first)
-    return high_m + jnp.log(sum_m)
-
-  with jax.named_scope('catalogue'):
-    lse_M = _Tiles(real_M, config.tile).map(lse_of, query_MxD)
-    target_score_M = pair_scores(query_MxD, table_VxD[target_M], config)
-    return Likelihood(lse_M, jnp.where(real_M, target_score_M, 0.0))
+def _likelihood_forward(catalogue, query_MxD, target_M, real_M, table_RxD):
+  out = _likelihood(catalogue, query_MxD, target_M, real_M, table_RxD)
+  return out, (query_MxD, target_M, real_M, table_RxD, out.lse_M)
 
 
-def _likelihood_forward(query_MxD, target_M, real_M, table_VxD, config):
-  out = likelihood(query_MxD, target_M, real_M, table_VxD, config)
-  return out, (query_MxD, target_M, real_M, table_VxD, out.lse_M)
+def _likelihood_backward(catalogue, saved, grads):
+  query_MxD, target_M, real_M, table_RxD, lse_M = saved
 
-
-def _likelihood_backward(config, saved, grads):
-  query_MxD, target_M, real_M, table_VxD, lse_M = saved
-  g_lse_M, g_target_M = (jnp.where(real_M, g, 0.0) for g in grads)
-  blocks = _Blocks.over(table_VxD.shape[0], config.block)
-  tiles = _Tiles(real_M, config.tile)
-
-  def per_tile(d_table_VxD, args):
-    real_m, query_mxD, lse_m, g_lse_m = args
-
-    def per_block(i, carry):
-      d_query_mxD, d_table_VxD = carry
-      score = lambda query, item: block_scores(query, item, config)
-      scores_mxK, pull = jax.vjp(score, query_mxD, blocks.take(table_VxD, i))
-      g_mxK = jnp.exp(scores_mxK - lse_m[:, None]) * g_lse_m[:, None]
-      d_query, d_item_KxD = pull(jnp.where(blocks.fresh(i), g_mxK, 0.0))
-      return d_query_mxD + d_query, blocks.add(d_table_VxD, d_item_KxD, i)
-
-    work = lambda carry: jax.lax.fori_loop(0, blocks.count, per_block, carry)
-    carry = jnp.zeros_like(query_mxD), d_table_VxD
-    d_query_mxD, d_table_VxD = jax.lax.cond(real_m.any(), work, lambda carry: carry, carry)
-    return d_table_VxD, d_query_mxD
+  def of_share(share, total, query_MxD, target_M, real_M, lse_M, g_lse_M, g_target_M):
+    score = lambda query, item: pair_scores(query, item, catalogue.config)
+    _, pull = jax.vjp(score, query_MxD, share.lookup(target_M))
+    d_query_target_MxD, d_target_MxD = pull(g_target_M)
+    d_query_MxD, d_table_RxD = share_lib.gradients(
+      share, query_MxD, real_M, lse_M, g_lse_M, share.scatter(target_M, d_target_MxD))
+    return total(d_query_MxD + d_query_target_MxD), d_table_RxD
 
   with jax.named_scope('catalogue_backward'):
-    _, pull = jax.vjp(lambda q, e: pair_scores(q, e, config), query_MxD, table_VxD[target_M])
-    d_query_target_MxD, d_target_MxD = pull(g_target_M)
-    d_table_VxD = jnp.zeros_like(table_VxD).at[target_M].add(d_target_MxD)
-    args = (tiles.real, *map(tiles.split, (query_MxD, lse_M, g_lse_M)))
-    d_table_VxD, d_query = jax.lax.scan(per_tile, d_table_VxD, args)
-  return tiles.join(d_query) + d_query_target_MxD, None, None, d_table_VxD
+    grads = [jnp.where(real_M, g, 0.0) for g in grads]
+    d_query_MxD, d_table_RxD = catalogue._on_devices(
+      of_share, table_RxD, query_MxD, target_M, real_M, lse_M, *grads)
+  return d_query_MxD, None, None, d_table_RxD
 
 
-likelihood.defvjp(_likelihood_forward, _likelihood_backward)
+_likelihood.defvjp(_likelihood_forward, _likelihood_backward)
 
 
-def _hide(scores_mxK, start, hidden_mxH):
-  """Scores with each query's hidden items (ids, -1 fills) at -inf; no [M, V] mask is built."""
-  column_mxH = hidden_mxH - start
-  inside_mxH = (column_mxH >= 0) & (column_mxH < scores_mxK.shape[1])
-  column_mxH = jnp.where(inside_mxH, column_mxH, scores_mxK.shape[1])  # out of range: dropped
-  row_mx1 = jnp.arange(scores_mxK.shape[0])[:, None]
-  return scores_mxK.at[row_mx1, column_mxH].set(-jnp.inf, mode='drop')
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _lookup(catalogue: Catalogue, table_RxD, item_BxL):
+  def on_device(table_RxD, item_BxL):
+    return jax.lax.psum(catalogue._share(table_RxD).lookup(item_BxL), 'catalogue')
+
+  by_row, by_batch = PartitionSpec('catalogue'), PartitionSpec(catalogue._data_axis(len(item_BxL)))
+  return jax.shard_map(on_device, mesh=catalogue.mesh, in_specs=(by_row, by_batch),
+                       out_specs=by_batch, check_vma=False)(table_RxD, item_BxL)
 
 
-def ranks(query_MxD, target_M, real_M, table_VxD, config, hidden_MxH=None) -> jax.Array:
-  """Rank of each target from 0 [M]: items that score higher, plus half of the ties.
+def _lookup_backward(catalogue, saved, d_BxLxD):
+  """Every device gathers the batch's gradients and keeps its own rows': a table is larger."""
+  table_RxD, item_BxL = saved
+  axis = catalogue._data_axis(len(item_BxL))
 
-  A NaN score never helps: it counts as higher than the target, and a NaN target is last.
-  With `hidden_MxH` (item ids, -1 fills) those items are out of the ranking; a target among them
-  cannot be recommended, so it is last.
-  """
-  blocks = _Blocks.over(table_VxD.shape[0], config.block)
-  if hidden_MxH is None:
-    hidden_MxH = jnp.full((real_M.shape[0], 0), -1)
+  def on_device(table_RxD, item_BxL, d_BxLxD):
+    if axis:
+      gather = lambda x: jax.lax.all_gather(x, axis, tiled=True)
+      item_BxL, d_BxLxD = gather(item_BxL), gather(d_BxLxD)
+    return catalogue._share(table_RxD).scatter(item_BxL, d_BxLxD)
 
-  def rank_of(query_mxD, target_m, hidden_mxH):
-    item_mxD = table_VxD[target_m]
-    target_score_m = pair_scores(query_mxD, item_mxD, config)
-    lengths_m = [jnp.linalg.norm(_comparable(x, config), axis=-1) for x in (query_mxD, item_mxD)]
-    slack_m = TIE_TOLERANCE * lengths_m[0] * lengths_m[1] / config.tau
-    low_mx1, high_mx1 = (target_score_m - slack_m)[:, None], (target_score_m + slack_m)[:, None]
-
-    def step(i, rank_m):
-      scores_mxK = block_scores(query_mxD, blocks.take(table_VxD, i), config)
-      scores_mxK = _hide(scores_mxK, blocks.start(i), hidden_mxH)
-      # Written with "not below" so that a comparison with NaN counts against the target.
-      above_mxK = 0.5 * ~(scores_mxK < low_mx1) + 0.5 * ~(scores_mxK <= high_mx1)
-      other_mxK = blocks.fresh(i) & (blocks.index(i) != target_m[:, None])
-      return rank_m + jnp.where(other_mxK, above_mxK, 0.0).sum(axis=1)
-
-    rank_m = jax.lax.fori_loop(0, blocks.count, step, jnp.zeros(target_m.shape[0]))
-    last = (hidden_mxH == target_m[:, None]).any(axis=1)
-    return jnp.where(last, table_VxD.shape[0] - 1.0, rank_m)
-
-  with jax.named_scope('catalogue_ranks'):
-    return _Tiles(real_M, config.tile).map(
-      rank_of, query_MxD, target_M, hidden_MxH)
+  by_row, by_batch = PartitionSpec('catalogue'), PartitionSpec(axis)
+  d_table_RxD = jax.shard_map(
+    on_device, mesh=catalogue.mesh, in_specs=(by_row, by_batch, by_batch), out_specs=by_row,
+    check_vma=False)(table_RxD, item_BxL, d_BxLxD)
+  return d_table_RxD, None
 
 
-def top_k(query_MxD, real_M, table_VxD, k: int, config, hidden_MxH=None):
-  """The k best items of each query: (scores [M, k] falling, item ids [M, k]); ties by lower id.
+_lookup.defvjp(lambda catalogue, table_RxD, item_BxL: (
+  _lookup(catalogue, table_RxD, item_BxL), (table_RxD, item_BxL)), _lookup_backward)
 
-  Where fewer than k items are left after `hidden_MxH`, the score is -inf and the id -1.
-  """
-  blocks = _Blocks.over(table_VxD.shape[0], config.block)
-  if hidden_MxH is None:
-    hidden_MxH = jnp.full((real_M.shape[0], 0), -1)
 
-  def best_of(query_mxD, hidden_mxH):
-    def step(i, best):
-      scores_mxK = block_scores(query_mxD, blocks.take(table_VxD, i), config)
-      scores_mxK = _hide(scores_mxK, blocks.start(i), hidden_mxH)
-      scores_mxK = jnp.where(blocks.fresh(i) & ~jnp.isnan(scores_mxK), scores_mxK, -jnp.inf)
-      score_mxk, column_mxk = jax.lax.top_k(scores_mxK, min(k, blocks.block))
-      both = jnp.concatenate([best[0], score_mxk], axis=1)
-      items = jnp.concatenate([best[1], column_mxk + blocks.start(i)], axis=1)
-      score_mxk, place_mxk = jax.lax.top_k(both, k)
-      return score_mxk, jnp.take_along_axis(items, place_mxk, axis=1)
+# For callers that have not moved to `Catalogue` yet.
+def likelihood(query, target, real, table, config):
+  return Catalogue(config, len(table)).likelihood(query, target, real, table)
 
-    rows = query_mxD.shape[0]
-    first = jnp.full((rows, k), -jnp.inf), jnp.full((rows, k), -1)
-    score_mxk, item_mxk = jax.lax.fori_loop(0, blocks.count, step, first)
-    return score_mxk, jnp.where(jnp.isneginf(score_mxk), -1, item_mxk)
 
-  with jax.named_scope('catalogue_top_k'):
-    return _Tiles(real_M, config.tile).map(best_of, query_MxD, hidden_MxH)
+def ranks(query, target, real, table, config, hidden=None):
+  return Catalogue(config, len(table)).ranks(query, target, real, table, hidden)
+
+
+def top_k(query, real, table, k, config, hidden=None):
+  return Catalogue(config, len(table)).top_k(query, real, table, k, hidden)
+
+
+unit = scoring.unit
+_comparable = scoring.comparable
+block_scores = scoring.block_scores

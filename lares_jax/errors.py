@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from absl import app, logging
+from absl import app, flags, logging
 
 
 class InputError(ValueError):
@@ -12,19 +12,34 @@ class InputError(ValueError):
 
 
 def front_door(main: Callable[[list[str]], Any]) -> None:
-  """Runs `main` under absl; an `InputError` becomes one line on stderr and exit code 1."""
-
-  def guarded(argv: list[str]) -> Any:
-    logging.set_verbosity(logging.WARNING)  # orbax tells its life otherwise
-    if len(argv) > 1:
-      raise InputError(f'unexpected argument {argv[1]!r}: every option is --name=value')
-    return main(argv)
+  """Runs `main` under absl; bad flags or an `InputError` become one line and exit code 1."""
 
   def reported(argv: list[str]) -> Any:
+    logging.set_verbosity(logging.WARNING)  # orbax tells its whole life otherwise
     try:
-      return guarded(argv)
+      if len(argv) > 1:
+        raise InputError(f'unexpected argument {argv[1]!r}: every option is --name=value')
+      return main(argv)
     except InputError as error:
-      print(f'error: {error}', file=sys.stderr)
-      return 1
+      return _say(error)
 
-  app.run(reported)
+  app.run(reported, flags_parser=_parsed)
+
+
+def _parsed(argv: list[str]) -> list[str]:
+  try:
+    return flags.FLAGS(argv)
+  # A config file is read while flags are parsed, so its own faults come up here: no such file,
+  # no such key, a value of another type.
+  except (flags.Error, InputError, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+    sys.exit(_say(error))
+
+
+def _say(error: Exception) -> int:
+  lines = str(error).replace('\\n', '\n').replace("\\'", "'").strip().splitlines()
+  if any(line.startswith('Traceback') or 'Traceback (most' in line for line in lines):
+    lines = lines[-1:]  # a config file that raised: its own words are enough
+  if isinstance(error, AttributeError):
+    lines = ['the config has no key', *lines]
+  print('error: ' + ' '.join(' '.join(lines).split()), file=sys.stderr)
+  return 1

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from lares_jax import config as config_lib, metrics
+from lares_jax.catalogue import Catalogue
 from lares_jax.config import Config
 from lares_jax.data import synthetic
 from lares_jax.data.batches import TrainBatches
@@ -19,7 +20,7 @@ from lares_jax.errors import InputError
 from lares_jax.model.lares import Lares
 from lares_jax.objectives.posttrain import Posttrain
 from lares_jax.objectives.pretrain import Pretrain
-from lares_jax.prepare import prepared
+from lares_jax.prepare import PrepareOptions, prepared
 from lares_jax.training import optimizer, sharding
 from lares_jax.training.checkpoint import Checkpoints, abstract
 from lares_jax.training.evaluation import Evaluator
@@ -65,8 +66,10 @@ class Experiment:
   @functools.cached_property
   def store(self) -> Store:
     data = self.config.data
-    path = data.path or synthetic.built_in(data.cache)
-    return prepared(path, data.prepare, data.cache)
+    if data.path:
+      return prepared(data.path, data.prepare, data.cache)
+    columns = PrepareOptions(format='csv', user='user_id', item='item_id', time='timestamp')
+    return prepared(built_in(data.cache), columns, data.cache)
 
   @functools.cached_property
   def mesh(self) -> jax.sharding.Mesh:
@@ -75,12 +78,20 @@ class Experiment:
   @functools.cached_property
   def model(self) -> Lares:
     plain = {} if self.config.depth.mean else {'core_layers': 0}
-    return Lares(dataclasses.replace(self.config.model, **plain), self.store.num_items)
+    return self._model(**plain)
+
+  def _model(self, **changes) -> Lares:
+    config = dataclasses.replace(self.config.model, **changes)
+    return Lares(config, self.catalogue.rows, self.catalogue.lookup)
+
+  @functools.cached_property
+  def catalogue(self) -> Catalogue:
+    return Catalogue(self.config.catalogue, self.store.num_items, self.mesh)
 
   @functools.cached_property
   def evaluator(self) -> Evaluator:
     c = self.config
-    return Evaluator(self.store, self.model, c.catalogue, c.data, c.evaluate, self.mesh)
+    return Evaluator(self.store, self.model, self.catalogue, c.data, c.evaluate, self.mesh)
 
   @property
   def depths(self) -> tuple[int, ...]:
@@ -121,7 +132,7 @@ class Experiment:
 
   def pretraining(self) -> Phase:
     c = self.config
-    objective = Pretrain(self.model, c.catalogue, c.depth, c.pretrain.loss)
+    objective = Pretrain(self.model, self.catalogue, c.depth, c.pretrain.loss)
     train = c.pretrain.train
     pairs = train.pairs if objective.aligns else 0
     batches = TrainBatches(self.store, c.data, train.batch_rows, pairs, c.seed)
@@ -133,10 +144,9 @@ class Experiment:
     if not c.depth.mean:
       raise InputError('phases: posttrain needs a model that reasons; set depth.mean above 0')
     p = c.posttrain
-    model = Lares(dataclasses.replace(
-      c.model, embed_dropout=p.outer_dropout, pre_dropout=p.outer_dropout,
-      core_dropout=p.dropout), self.store.num_items)
-    objective = Posttrain(model, c.catalogue, c.depth, p.loss)
+    model = self._model(embed_dropout=p.outer_dropout, pre_dropout=p.outer_dropout,
+                        core_dropout=p.dropout)
+    objective = Posttrain(model, self.catalogue, c.depth, p.loss)
     batches = TrainBatches(self.store, c.data, p.train.batch_rows, 0, c.seed + 1, kept_N)
     return self._phase('posttrain', objective, batches, p.train, reference=reference,
                        validate_first=True)
@@ -145,6 +155,15 @@ class Experiment:
     steps = max(int(train.epochs * batches.steps_per_epoch), 1)
     built = optimizer.build(train.optimizer, steps, batches.steps_per_epoch)
     return Phase(name, objective, batches, built, train, self.config.seed, self.validate, **kwargs)
+
+
+def built_in(cache: str) -> str:
+  """The raw log of the built-in data set, written on first use."""
+  path = pathlib.Path(cache) / 'built_in.csv'
+  if not path.exists():
+    path.parent.mkdir(parents=True, exist_ok=True)
+    synthetic.write(synthetic.World(), str(path))
+  return str(path)
 
 
 def _check_same(mine: dict, theirs: dict, workdir: pathlib.Path) -> None:

@@ -32,3 +32,10 @@ def per_user(rank_M: np.ndarray, cutoffs=CUTOFFS) -> dict[str, np.ndarray]:
 def summary(rank_M: np.ndarray, cutoffs=CUTOFFS) -> dict[str, float]:
   """Means over targets; an empty split has none, said as NaN."""
   return {k: float(v.mean()) if v.size else float('nan') for k, v in per_user(rank_M, cutoffs).items()}
+
+
+def popularity_ranks(count_V: np.ndarray, target_M: np.ndarray) -> np.ndarray:
+  """Ranks of targets when items are ranked by how often they occur, ties counting half."""
+  rising_V = np.sort(count_V)
+  below_M, upto_M = (np.searchsorted(rising_V, count_V[target_M], side) for side in ('left', 'right'))
+  return len(count_V) - upto_M + (upto_M - below_M - 1) / 2

@@ -13,6 +13,7 @@ maximum history. The same input and options give the same bytes.
 """
 
 import dataclasses
+import fcntl
 import hashlib
 import json
 import os
@@ -26,7 +27,7 @@ from tqdm import tqdm
 
 from lares_jax.data import audit, formats, store
 from lares_jax.data.log import Log, compact, k_core, read, without_repeats, without_short
-from lares_jax.data.store import Store
+from lares_jax.data.store import PARTS, Store
 from lares_jax.errors import InputError, front_door
 
 _CHOICES = {
@@ -122,10 +123,13 @@ def prepared(path: str, options: PrepareOptions, cache_dir: str | os.PathLike[st
     with open(source.path, 'rb') as file:
       digest.update(hashlib.file_digest(file, 'sha256').digest())
   output = os.path.join(cache_dir, digest.hexdigest()[:16])
-  if store.is_prepared(output):
-    return Store.open(output)
-  logging.info('Preparing %s (format: %s) into %s', path, sources[0].format, output)
-  return prepare(path, output, options)
+  os.makedirs(cache_dir, exist_ok=True)
+  with open(f'{output}.lock', 'w') as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)  # of several processes, one prepares and the others wait
+    if store.is_prepared(output):
+      return Store.open(output)
+    logging.info('Preparing %s (format: %s) into %s', path, sources[0].format, output)
+    return prepare(path, output, options)
 
 
 def _read(
@@ -151,11 +155,11 @@ def _filtered(log: Log, options: PrepareOptions, left_out: Counter[str]) -> Log:
   """Repeats, k-core and short users, in this order; ids that go with them are dropped."""
   stages: dict[str, Callable[[Log], Log]] = {}
   if options.duplicates != 'keep':
-    stages['repeats of an item'] = lambda log: without_repeats(log, options.duplicates)
+    stages['rows that repeat an item'] = lambda log: without_repeats(log, options.duplicates)
   if options.k_core:
-    stages[f'outside the {options.k_core}-core'] = lambda log: k_core(log, options.k_core)
+    stages[f'rows outside the {options.k_core}-core'] = lambda log: k_core(log, options.k_core)
   if options.split == 'leave_one_out' and 'part' not in log.rows.columns:
-    reason = f'of users with fewer than {options.min_length}'
+    reason = f'rows of users with fewer than {options.min_length}'
     stages[reason] = lambda log: without_short(log, options.min_length)
   for reason, stage in stages.items():
     kept = stage(log)
@@ -180,7 +184,7 @@ def _split(log: Log, options: PrepareOptions) -> np.ndarray:
     return np.stack([length_U - 2, np.ones_like(length_U), np.ones_like(length_U)], axis=1)
   user_N = log.rows['user'].to_numpy().astype(np.int64)
   size_Ux3 = np.bincount(user_N * 3 + part_N, minlength=3 * len(log.user_ids)).reshape(-1, 3)
-  for name, size in zip(formats.PARTS, size_Ux3.sum(0), strict=True):
+  for name, size in zip(PARTS, size_Ux3.sum(0), strict=True):
     if size == 0:
       raise InputError(f'the {name} split is empty; choose other cuts, fractions or files')
   return size_Ux3
@@ -195,7 +199,8 @@ def _parts_by_time(log: Log, options: PrepareOptions) -> np.ndarray:
   cuts = [cut * log.time_scale for cut in options.cuts]
   if not cuts:
     ordered_N = np.sort(time_N)
-    cuts = [ordered_N[round(len(time_N) * share)] for share in (1 - valid - test, 1 - test)]
+    last = len(time_N) - 1
+    cuts = [ordered_N[min(round(len(time_N) * s), last)] for s in (1 - valid - test, 1 - test)]
   return (time_N >= cuts[0]).astype(np.int8) + (time_N >= cuts[1])
 
 

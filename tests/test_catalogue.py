@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lares_jax import catalogue
-from lares_jax.catalogue import CatalogueConfig
+from lares_jax.catalogue import Catalogue, CatalogueConfig
 from lares_jax.errors import InputError
 
 M, V, D = 7, 23, 4
+SMALL = Catalogue(CatalogueConfig(tile=3, block=5), V)  # neither divides
 
 
 def _arrays(seed=0):
@@ -32,9 +32,10 @@ def _plain_scores(query_MxD, table_VxD, config):
 def test_likelihood_and_gradients_equal_the_plain_softmax(similarity, tile, block):
   query, target, real, table = _arrays()
   config = CatalogueConfig(similarity, 0.5, tile, block)
+  catalogue = Catalogue(config, V)
 
   def ours(query, table):
-    out = catalogue.likelihood(query, target, real, table, config)
+    out = catalogue.likelihood(query, target, real, table)
     return (jnp.where(real, out.logprob_M, 0.0) * jnp.arange(M)).sum() + out.target_score_M.sum()
 
   def plain(query, table):
@@ -51,7 +52,7 @@ def test_likelihood_and_gradients_equal_the_plain_softmax(similarity, tile, bloc
 def test_scores_far_from_zero_neither_overflow_nor_vanish():
   query, target, real, table = _arrays()
   for scale in (1e4, 1e-8, -1e4):
-    out = catalogue.likelihood(query * scale, target, real, table, CatalogueConfig(tile=3, block=5))
+    out = SMALL.likelihood(query * scale, target, real, table)
     want = jax.nn.logsumexp(query * scale @ table.T, axis=1)
     np.testing.assert_allclose(out.lse_M[real], want[real], rtol=1e-5)
 
@@ -64,8 +65,8 @@ def _rank_by_hand(scores_V, target):
 @pytest.mark.parametrize('tile, block', ((3, 5), (7, 23)))
 def test_ranks_by_hand(tile, block):
   query, target, real, table = _arrays()
-  config = CatalogueConfig(tile=tile, block=block)
-  rank = catalogue.ranks(query, target, real, table, config)
+  catalogue = Catalogue(CatalogueConfig(tile=tile, block=block), V)
+  rank = catalogue.ranks(query, target, real, table)
   scores = np.asarray(query @ table.T)
   want = [_rank_by_hand(scores[m], int(target[m])) for m in range(M)]
   np.testing.assert_array_equal(rank[real], np.asarray(want)[real])
@@ -74,17 +75,16 @@ def test_ranks_by_hand(tile, block):
 def test_a_model_that_scores_all_alike_ranks_in_the_middle():
   query, target, _, table = _arrays()
   same = jnp.broadcast_to(table[:1], table.shape)
-  rank = catalogue.ranks(query, target, jnp.ones(M, bool), same, CatalogueConfig(tile=3, block=5))
+  rank = SMALL.ranks(query, target, jnp.ones(M, bool), same)
   np.testing.assert_array_equal(rank, (V - 1) / 2)
 
 
 def test_nan_is_never_a_hit():
   query, target, _, table = _arrays()
-  config = CatalogueConfig(tile=3, block=5)
-  everywhere = catalogue.ranks(query * jnp.nan, target, jnp.ones(M, bool), table, config)
+  everywhere = SMALL.ranks(query * jnp.nan, target, jnp.ones(M, bool), table)
   np.testing.assert_array_equal(everywhere, V - 1)
   one = table.at[(target[0] + 1) % V].set(jnp.nan)
-  with_nan = catalogue.ranks(query, target, jnp.ones(M, bool), one, config)[0]
+  with_nan = SMALL.ranks(query, target, jnp.ones(M, bool), one)[0]
   scores = np.array(query[0] @ table.T)
   scores[(int(target[0]) + 1) % V] = np.inf
   assert with_nan == _rank_by_hand(scores, int(target[0]))
@@ -94,8 +94,7 @@ def test_hidden_items_leave_the_ranking_and_a_hidden_target_is_last():
   query, target, _, table = _arrays()
   hidden = jnp.stack([(target + 1) % V, (target + 2) % V, jnp.full(M, -1)], axis=1)
   hidden = hidden.at[3, 0].set(target[3])
-  rank = catalogue.ranks(query, target, jnp.ones(M, bool), table, CatalogueConfig(tile=3, block=5),
-                         hidden)
+  rank = SMALL.ranks(query, target, jnp.ones(M, bool), table, hidden)
   scores = np.array(query @ table.T)
   for m in range(M):
     out = [i for i in np.asarray(hidden[m]) if i >= 0]
@@ -110,8 +109,8 @@ def test_hidden_items_leave_the_ranking_and_a_hidden_target_is_last():
 def test_top_k_is_the_full_sort(block):
   query, target, _, table = _arrays()
   hidden = target[:, None]
-  score, item = catalogue.top_k(query, jnp.ones(M, bool), table, 6, CatalogueConfig(tile=3, block=block),
-                                hidden)
+  catalogue = Catalogue(CatalogueConfig(tile=3, block=block), V)
+  score, item = catalogue.top_k(query, jnp.ones(M, bool), table, 6, hidden)
   scores = np.array(query @ table.T)
   scores[np.arange(M), target] = -np.inf
   want = np.argsort(-scores, axis=1, kind='stable')[:, :6]
@@ -121,23 +120,24 @@ def test_top_k_is_the_full_sort(block):
 
 def test_top_k_beyond_what_is_left_says_so():
   query, _, _, table = _arrays()
-  score, item = catalogue.top_k(query, jnp.ones(M, bool), table[:3], 5, CatalogueConfig(block=2))
+  score, item = Catalogue(CatalogueConfig(block=2), 3).top_k(
+    query, jnp.ones(M, bool), table[:3], 5)
   assert (np.asarray(item)[:, 3:] == -1).all() and np.isneginf(np.asarray(score)[:, 3:]).all()
   assert (np.sort(np.asarray(item)[:, :3], 1) == np.arange(3)).all()
 
 
 def test_top_k_and_rank_agree_on_who_is_first():
   query, _, _, table = _arrays()
-  _, item = catalogue.top_k(query, jnp.ones(M, bool), table, 3, CatalogueConfig(block=5))
+  _, item = SMALL.top_k(query, jnp.ones(M, bool), table, 3)
   for k in range(3):
-    rank = catalogue.ranks(query, item[:, k], jnp.ones(M, bool), table, CatalogueConfig(block=5))
+    rank = SMALL.ranks(query, item[:, k], jnp.ones(M, bool), table)
     np.testing.assert_array_equal(rank, k)
 
 
 def test_bf16_products_stay_close():
   query, target, real, table = _arrays()
-  exact, rough = (catalogue.likelihood(query, target, real, table, CatalogueConfig(dtype=d, block=5))
-                  for d in ('float32', 'bfloat16'))
+  exact, rough = (Catalogue(CatalogueConfig(dtype=d, block=5), V).likelihood(
+    query, target, real, table) for d in ('float32', 'bfloat16'))
   np.testing.assert_allclose(rough.lse_M[real], exact.lse_M[real], rtol=2e-2)
 
 

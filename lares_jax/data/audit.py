@@ -8,16 +8,13 @@ import numpy as np
 import polars as pl
 
 from lares_jax.data.log import repeats, user_blocks
-from lares_jax.data.store import Store, in_split
-
-SPLITS = ('train', 'valid', 'test')
-
+from lares_jax.data.store import PARTS, Store, in_split
 
 def audit(store: Store) -> dict[str, Any]:
   """Counts, shares (0 to 1) and warnings, all of what was kept, as plain JSON values."""
   users, items, interactions = store.num_users, store.num_items, len(store.items_N)
   repeat_N = repeats(store.items_N, store.offsets)
-  splits = {name: _split(store, name, repeat_N) for name in SPLITS}
+  splits = {name: _split(store, name, repeat_N) for name in PARTS}
   for name, digest in _digests(store).items():
     splits[name]['sha256'] = digest
   train_U = store.valid_start_U - store.offsets[:-1]
@@ -52,7 +49,7 @@ def table(found: Mapping[str, Any]) -> str:
     ('density', f'{found["density"]:.4%}'),
     ('interactions of a user', spread('length')),
     ('interactions of an item', spread('popularity')),
-    ('times shared with a neighbour', share(found['tied_times'])),
+    ('same time as the one before', share(found['tied_times'])),
     ('repeats of an earlier item', share(found['duplicates'])),
     ('training after the first test', share(found['training_after_first_test'])),
   ]
@@ -87,13 +84,13 @@ def _split(store: Store, name: str, repeat_N: np.ndarray) -> dict[str, Any]:
 
 
 def _tied_times(store: Store) -> float | None:
-  """Share of interactions whose time another of the same user has, too."""
+  """Share of interactions with the time of the one before: only the tie-break orders them."""
   if store.times_N is None:
     return None
-  same_N = np.zeros(len(store.times_N) + 1, bool)  # entry n: n has the time of n - 1
-  same_N[1:-1] = store.times_N[1:] == store.times_N[:-1]
-  same_N[store.offsets] = False
-  return float((same_N[1:] | same_N[:-1]).mean())
+  tied_N = np.zeros(len(store.times_N), bool)
+  tied_N[1:] = store.times_N[1:] == store.times_N[:-1]
+  tied_N[store.offsets[:-1]] = False
+  return float(tied_N.mean())
 
 
 def _leakage(store: Store) -> float | None:
@@ -108,7 +105,7 @@ def _leakage(store: Store) -> float | None:
 
 def _digests(store: Store) -> dict[str, str]:
   """SHA-256 of each split as lines `user item time` of raw ids, tabs between, in store order."""
-  digests = {name: hashlib.sha256() for name in SPLITS}
+  digests = {name: hashlib.sha256() for name in PARTS}
   for user, rows in user_blocks(store.offsets, 1 << 20):
     item = store.items_N[rows]
     lines = pl.DataFrame({'user': store.user_ids[user], 'item': store.item_ids[item]})
@@ -128,7 +125,7 @@ def _warnings(found: Mapping[str, Any]) -> list[str]:
   if late > 0:
     said.append(f'{late:.1%} of training is later than the first test target: models see ahead')
   if tied > 0.05:
-    said.append(f'{tied:.1%} of interactions share their time: their order is the tie-break alone')
+    said.append(f'{tied:.1%} of interactions have the time of the one before: the tie-break orders them')
   for name in ('valid', 'test'):
     if found['splits'][name]['targets'] == 0:
       said.append(f'no targets in {name}')

@@ -16,35 +16,22 @@ from collections.abc import Iterator, Mapping
 import polars as pl
 
 from lares_jax.data.faults import first_fault, typed
+from lares_jax.data.store import PARTS
 from lares_jax.errors import InputError
-
-PARTS = ('train', 'valid', 'test')
 
 # What each format calls its columns; the user names those that it leaves open.
 FORMATS: Mapping[str, Mapping[str, str]] = {
   's3rec': {},
-  'recbole': {
-    'user': 'user_id',
-    'item': 'item_id',
-    'time': 'timestamp',
-    'rating': 'rating',
-    'history': 'item_id_list',
-  },
-  'amazon2023': {
-    'user': 'user_id',
-    'item': 'parent_asin',
-    'time': 'timestamp',
-    'rating': 'rating',
-    'history': 'history',
-  },
-  'movielens': {'user': 'userId', 'item': 'movieId', 'time': 'timestamp', 'rating': 'rating'},
-  'csv': {},
-  'tsv': {},
-  'jsonl': {},
-  'parquet': {},
+  'recbole': dict(
+    user='user_id', item='item_id', time='timestamp', rating='rating', history='item_id_list'),
+  'amazon2023': dict(
+    user='user_id', item='parent_asin', time='timestamp', rating='rating', history='history'),
+  'movielens': dict(user='userId', item='movieId', time='timestamp', rating='rating'),
+  'csv': {}, 'tsv': {}, 'jsonl': {}, 'parquet': {},
 }
 
-_OPTIONAL = {'time', 'history'}  # of a format's own columns, those that a log may lack
+# Of a format's own columns, those that a log may lack.
+_OPTIONAL = {'recbole': {'time', 'history'}, 'amazon2023': {'history'}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +52,8 @@ def sources(inputs: str, format_name: str = 'auto') -> list[Source]:
       lacks one of its three parts.
   """
   found = []
-  for path in (path for pattern in inputs.split(',') for path in _expand(pattern.strip())):
+  patterns = [inputs] if os.path.isfile(inputs) else inputs.split(',')
+  for path in (path for pattern in patterns for path in _expand(pattern.strip())):
     first_line = _first_line(path)
     chosen = guess(path, first_line) if format_name == 'auto' else format_name
     part = _part(path) if chosen in ('recbole', 'amazon2023') else None
@@ -120,22 +108,24 @@ def scan(source: Source, names: Mapping[str, str]) -> pl.LazyFrame:
   """
   if source.format == 's3rec':
     if names:
-      raise InputError(f'{source.path}: this format has no columns; leave out --{min(names)}')
+      raise InputError(f'{source.path}: only users and items, without columns; leave out the '
+                       f'options that ask for more ({", ".join(names)})')
     return _scan_s3rec(source.path)
   wanted = _roles(source, names)
   table, column, faults = _columns(source, list(wanted.values()))
   found = {role: column[name] for role, name in wanted.items() if name in column}
-  for role in wanted.keys() - found.keys() - (_OPTIONAL - names.keys()):
+  optional = _OPTIONAL.get(source.format, set()) - names.keys()
+  for role in sorted(wanted.keys() - found.keys() - optional):
     raise InputError(_missing(source, role, wanted[role], list(column)))
   if source.format != 'parquet':
     ids = pl.concat_str(found['user'], found['item'], ignore_nulls=True)
     faults = {**faults, 'encoding': ids.str.contains('\ufffd', literal=True)}
-  with reading(source):
+  with reading(source.path):
     return typed(source.path, table.select('row', fault=first_fault(faults), **found))
 
 
 @contextlib.contextmanager
-def reading(source: Source) -> Iterator[None]:
+def reading(path: str) -> Iterator[None]:
   """Turns what polars says about a file that it cannot read into one `InputError`."""
   try:
     yield
@@ -144,10 +134,12 @@ def reading(source: Source) -> Iterator[None]:
     if said in ('unexpected end of file', 'incomplete frame'):
       said = 'the compressed data ends early; fetch the file again'
     elif said.startswith('could not parse `"'):
-      odd = pl.col('line').str.count_matches('"', literal=True) % 2 == 1
-      row = _lines(source.path).filter(odd).select(pl.col('row').max()).collect().item()
-      said = f'row {row}: a quote is opened and never closed'
-    raise InputError(f'{source.path}: {said}') from None
+      line = pl.col('line')
+      odd = line.str.count_matches('"', literal=True) % 2 == 1
+      inside = line.str.contains(r'(^|[,;|\t])"[^"]*"[^",;|\t]')
+      row = _lines(path).filter(odd | inside).select(pl.col('row').min()).collect().item()
+      said = f'row {row}: quotes that do not pair up'
+    raise InputError(f'{path}: {said}') from None
 
 
 def _expand(pattern: str) -> list[str]:
@@ -162,7 +154,7 @@ def _expand(pattern: str) -> list[str]:
 def _first_line(path: str) -> str:
   if path.lower().endswith(('.parquet', '.pq')):
     return ''
-  with reading(Source(path, '', '')):
+  with reading(path):
     lines = _lines(path).select('line').head(1).collect(engine='streaming')
   if lines.is_empty():
     raise InputError(f'{path}: empty file')
@@ -187,7 +179,7 @@ def _fields(path: str, count: int, separator: str, quote: str | None, skip: int)
     encoding='utf8-lossy',
     empty_string_is_null=False,
     missing_columns='insert',
-    truncate_ragged_lines=True,
+    extra_columns='ignore',
     glob=False,
     row_index_name='row',
     row_index_offset=skip + 1,
@@ -208,15 +200,15 @@ def _roles(source: Source, names: Mapping[str, str]) -> dict[str, str]:
   wanted |= {role: name or own.get(role, '') for role, name in names.items()}
   for role, name in wanted.items():
     if not name:
-      columns = source.first_line[:200] or 'see its schema'
-      raise InputError(f'{source.path}: say --{role}=NAME, one of its columns ({columns})')
+      line = f': {source.first_line[:200]!r}' if source.first_line else ''
+      raise InputError(f'{source.path}: say --{role}=NAME, one of its columns{line}')
   return wanted
 
 
 def _missing(source: Source, role: str, name: str, have: list[str]) -> str:
   hint = '; is its delimiter the right one?' if len(have) == 1 else ''
   columns = ', '.join(have[:12])[:200]
-  return f'{source.path}: row 1: no column {name!r} among {columns}; say --{role}=NAME{hint}'
+  return f'{source.path}: row 1: no column {name!r} among {columns!r}; say --{role}=NAME{hint}'
 
 
 _Columns = tuple[pl.LazyFrame, Mapping[str, pl.Expr], Mapping[str, pl.Expr]]
@@ -225,9 +217,11 @@ _Columns = tuple[pl.LazyFrame, Mapping[str, pl.Expr], Mapping[str, pl.Expr]]
 def _columns(source: Source, wanted: list[str]) -> _Columns:
   """The table, an expression for each of its columns, and the faults of a row as a whole."""
   if source.format == 'parquet':
-    with reading(source):
-      table = pl.scan_parquet(source.path, glob=False).with_row_index('row', offset=1)
-      return table, {name: pl.col(name) for name in table.collect_schema()}, {}
+    with reading(source.path):
+      table = pl.scan_parquet(source.path, glob=False)
+      position = {name: str(k) for k, name in enumerate(table.collect_schema())}
+    column = {name: pl.col(k) for name, k in position.items()}
+    return table.rename(position).with_row_index('row', offset=1), column, {}
   if source.format == 'jsonl':
     match = pl.col('line').str.json_path_match
     column = {name: match(f'$[{json.dumps(name)}]') for name in wanted}
@@ -243,8 +237,13 @@ def _columns(source: Source, wanted: list[str]) -> _Columns:
 def _delimited(source: Source) -> _Columns:
   tabbed = source.format in ('recbole', 'tsv')
   separator = '\t' if tabbed else max(',;|\t', key=source.first_line.count)
-  line = source.first_line
-  header = line.split(separator) if tabbed else next(csv.reader([line], delimiter=separator))
+  header = source.first_line.split(separator)
+  if not tabbed:
+    try:
+      header = next(csv.reader([source.first_line], delimiter=separator))
+    except csv.Error:
+      raise InputError(
+        f'{source.path}: row 1: no header; lines must end in \\n or \\r\\n') from None
   if source.format == 'recbole':  # name:type
     header = [name.split(':')[0] for name in header]
   table = _fields(source.path, len(header), separator, None if tabbed else '"', 1)

@@ -10,8 +10,10 @@ import polars as pl
 
 from lares_jax.data import formats
 from lares_jax.data.faults import FAULTS
-from lares_jax.data.store import id_order
+from lares_jax.data.store import PARTS, id_order
 from lares_jax.errors import InputError
+
+_SORTED_AT_ONCE = 1 << 24  # rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,59 +59,54 @@ def read(
   Raises:
     InputError: a file cannot be read, or a row is faulty and is not to be skipped.
   """
-  left_out: Counter[str] = Counter()
   kinds = {role: pl.Categorical(pl.Categories.random(role, pl.UInt32)) for role in ('user', 'item')}
-  files = []
+  files, left_out = [], Counter[str]()
   for source in sources:
-    files.append(_read_file(source, names, kinds, min_rating, skip_bad_rows, left_out))
+    table = formats.scan(source, names)
+    if 'history' not in table.collect_schema():  # those are numbered once they are whole
+      table = table.with_columns(pl.col(role).cast(kind) for role, kind in kinds.items())
+    rows, reasons = _sound_rows(source, table, min_rating, skip_bad_rows)
+    files.append(rows)
+    left_out += reasons
     done()
   rows = pl.concat(files, how='diagonal')
   del files
   if rows.is_empty():
     raise InputError(f'{sources[0].path}: no interactions (left out: {dict(left_out)})')
   if 'history' in rows.columns:
-    rows = unroll(rows, strict=not skip_bad_rows).with_columns(
-      pl.col(role).cast(kind) for role, kind in kinds.items()
-    )
-  if not keep_parts:
-    rows = rows.drop('part', strict=False)
+    rows = unroll(rows, strict=not skip_bad_rows)
+    rows = rows.with_columns(pl.col(role).cast(kind) for role, kind in kinds.items())
+  rows = rows.drop([] if keep_parts else 'part', 'row', strict=False)
   rows, time_scale = _whole_times(rows)
   user, user_ids = _numbered(rows['user'])
   item, item_ids = _numbered(rows['item'])
-  rows = _in_order(rows.with_columns(user, item))
-  return Log(rows, user_ids, item_ids, time_scale), left_out
+  rows = rows.with_columns(user, item)
+  return Log(_in_order(rows), user_ids, item_ids, time_scale), left_out
 
 
-def _read_file(
-  source: formats.Source,
-  names: Mapping[str, str],
-  kinds: Mapping[str, pl.DataType],
-  min_rating: float | None,
-  skip_bad_rows: bool,
-  left_out: Counter[str],
-) -> pl.DataFrame:
-  table = formats.scan(source, names)
+def _sound_rows(
+  source: formats.Source, table: pl.LazyFrame, min_rating: float | None, skip_bad_rows: bool
+) -> tuple[pl.DataFrame, Counter[str]]:
+  """The rows of a file to keep, and how many were not kept, by reason."""
   sound = table.filter(pl.col('fault') == 0).drop('fault')
+  faulty = table.filter(pl.col('fault') > 0).group_by('fault').agg(pl.len(), pl.col('row').min())
   if 'history' not in sound.collect_schema():
-    sound = sound.drop('row').with_columns(pl.col(role).cast(kinds[role]) for role in kinds)
+    sound = sound.drop('row')
   if min_rating is not None:
     sound = sound.filter(pl.col('rating') >= min_rating).drop('rating')
   if source.part is not None:
-    sound = sound.with_columns(part=pl.lit(formats.PARTS.index(source.part), pl.UInt8))
-  faulty = table.filter(pl.col('fault') > 0).group_by('fault').agg(pl.len(), pl.col('row').min())
-  with formats.reading(source):
+    sound = sound.with_columns(part=pl.lit(PARTS.index(source.part), pl.UInt8))
+  with formats.reading(source.path):
     rows, bad, total = pl.collect_all([sound, faulty, table.select(pl.len())], engine='streaming')
+  left_out = Counter[str]()
   messages = list(FAULTS.values())
   for fault, count, row in bad.sort('row').iter_rows():
-    message = messages[fault - 1]
     if not skip_bad_rows:
-      raise InputError(
-        f'{source.path}: row {row}: {message}; mend it, or leave such rows out: --bad_rows=skip'
-      )
-    left_out[f'bad row: {message}'] += count
-  if min_rating is not None:
-    left_out['rating too low'] += total.item() - bad['len'].sum() - len(rows)
-  return rows
+      raise InputError(f'{source.path}: row {row}: {messages[fault - 1]}; mend it, or leave such '
+                       'rows out: --bad_rows=skip')
+    left_out[f'faulty rows ({messages[fault - 1]})'] = count
+  left_out['rows rated too low'] = total.item() - int(bad['len'].sum()) - len(rows)
+  return rows, left_out
 
 
 def unroll(log: pl.DataFrame, strict: bool) -> pl.DataFrame:
@@ -123,7 +120,7 @@ def unroll(log: pl.DataFrame, strict: bool) -> pl.DataFrame:
     strict: whether each history must end with the item of the row before it.
 
   Returns:
-    The same without history and row, with the interactions found in histories put first.
+    The same without history, with the interactions found in histories put first.
 
   Raises:
     InputError: a history does not end as it must: rows are missing or out of order.
@@ -136,12 +133,12 @@ def unroll(log: pl.DataFrame, strict: bool) -> pl.DataFrame:
   if strict and len(astray):
     at = astray.row(0, named=True)
     raise InputError(
-      f'row {at["row"]} of the {formats.PARTS[at["part"]]} part: the history of user {at["user"]!r} does '
+      f'row {at["row"]} of the {PARTS[at["part"]]} part: the history of user {at["user"]!r} does '
       'not end with the item of the row before; put the missing rows back, in order'
     )
   first = log.filter(~follows & (pl.col('history') != ''))
   found = first.with_columns(item=earlier, part=pl.lit(0, pl.UInt8)).explode('item')
-  return pl.concat([found, log]).drop('history', 'row')
+  return pl.concat([found, log]).drop('history')
 
 
 def without_repeats(log: Log, keep: str) -> Log:
@@ -224,11 +221,20 @@ def _numbered(raw: pl.Series) -> tuple[pl.Series, pl.Series]:
 
 
 def _in_order(rows: pl.DataFrame) -> pl.DataFrame:
-  """Sorts by user, part, time, tie-break and file order, one stable sort a key: least memory."""
+  """Sorts by user, part, time, tie-break and file order.
+
+  One stable sort a key, some users at a time: this needs the least memory.
+  """
   if 'tie' in rows.columns and rows['tie'].dtype == pl.String:
     number = rows['tie'].cast(pl.Float64, strict=False)
     rows = rows if number.null_count() else rows.with_columns(number)
-  for key in ('tie', 'time', 'part', 'user'):
-    if key in rows.columns:
-      rows = rows.sort(key, maintain_order=True)
-  return rows.drop('tie', strict=False)
+  keys = [key for key in ('tie', 'time', 'part', 'user') if key in rows.columns]
+  shares = len(rows) // _SORTED_AT_ONCE + 1
+  edges = np.linspace(0, 1 + int(rows['user'].to_numpy().max()), shares + 1).astype(int)
+  ordered = []
+  for first, last in itertools.pairwise(edges):
+    share = rows.filter(pl.col('user').is_between(first, last, closed='left'))
+    for key in keys:
+      share = share.sort(key, maintain_order=True)
+    ordered.append(share.drop('tie', strict=False))
+  return pl.concat(ordered)

@@ -17,7 +17,7 @@ class Rows(NamedTuple):
   position_BxL: Array  # int32, from 0 at the start of each segment
   segment_BxL: Array  # int32; tokens see each other only within a segment
   real_BxL: Array  # bool
-  time_BxL: Array | None = None  # int32, seconds since the segment's start; None: unknown
+  time_BxL: Array | None = None  # int32, ticks since the segment's start; None: unknown
 
 
 class Plan(NamedTuple):
@@ -71,8 +71,21 @@ def ranges(length_S: np.ndarray) -> np.ndarray:
   return np.arange(length_S.sum()) - np.repeat(start_S, length_S)
 
 
+def units_per_tick(times_N: np.ndarray, offsets: np.ndarray) -> int:
+  """How coarse ticks must be for the longest history's span to fit int32: 1 for seconds.
+
+  Args:
+    times_N: rising within a user.
+    offsets: user u owns [offsets[u], offsets[u + 1]).
+  """
+  first_U, end_U = offsets[:-1], offsets[1:]
+  some = end_U > first_U
+  longest = int((times_N[end_U[some] - 1] - times_N[first_U[some]]).max(initial=0))
+  return longest // np.iinfo(np.int32).max + 1
+
+
 def fill(items_N, start_S, length_S, row_S, place_S, shape: tuple[int, int],
-         times_N=None, second: int = 1) -> Rows:
+         times_N=None, units: int = 1) -> Rows:
   """Rows of the given shape holding items_N[start : start + length] of each segment.
 
   Args:
@@ -83,7 +96,7 @@ def fill(items_N, start_S, length_S, row_S, place_S, shape: tuple[int, int],
     place_S: its first place in that row.
     shape: B and L.
     times_N: the interactions' times, int64, if the rows are to have them.
-    second: how many of their units make a second.
+    units: of these times that make a tick, see `units_per_tick`.
   """
   step = ranges(length_S)
   flat = np.repeat(row_S * shape[1] + place_S, length_S) + step
@@ -99,6 +112,6 @@ def fill(items_N, start_S, length_S, row_S, place_S, shape: tuple[int, int],
   if times_N is None:
     return Rows(item, position, segment, real)
   time = np.zeros(shape, np.int32)
-  since = (times_N[index] - times_N[index - step]) // second
+  since = (times_N[index] - times_N[index - step]) // units
   time.flat[flat] = np.clip(since, 0, np.iinfo(np.int32).max)
   return Rows(item, position, segment, real, time)

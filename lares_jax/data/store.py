@@ -30,6 +30,7 @@ import polars as pl
 from lares_jax.errors import InputError
 
 FORMAT_VERSION = 1
+PARTS = ('train', 'valid', 'test')
 _ARRAYS = {'items': np.int32, 'offsets': np.int64, 'valid_start': np.int64, 'test_start': np.int64}
 
 
@@ -132,7 +133,7 @@ class Store:
   def span(self, split: str) -> tuple[np.ndarray, np.ndarray]:
     """First and past-the-last absolute index of every user's part in a split, int64 [U] each."""
     edges = [self.offsets[:-1], self.valid_start_U, self.test_start_U, self.offsets[1:]]
-    part = ('train', 'valid', 'test').index(split)
+    part = PARTS.index(split)
     return edges[part], edges[part + 1]
 
 
@@ -145,7 +146,7 @@ def written_aside(output: str | os.PathLike[str]) -> Iterator[str]:
   """
   output = os.path.abspath(output)
   if os.path.exists(output) and not is_prepared(output) and not _is_empty(output):
-    raise InputError(f'{output}: exists and is no prepared data set; choose another --output')
+    raise InputError(f'{output}: is there and no whole data set; remove it or choose another place')
   parent, name = os.path.split(output)
   os.makedirs(parent, exist_ok=True)
   aside = tempfile.mkdtemp(prefix=f'.{name}.', dir=parent)
@@ -217,8 +218,11 @@ def write_meta(directory: str, meta: Mapping[str, Any]) -> None:
 
 
 def is_prepared(directory: str | os.PathLike[str]) -> bool:
-  """Whether `directory` looks like a prepared data set."""
-  return os.path.isfile(os.path.join(directory, 'meta.json'))
+  """Whether `directory` holds a prepared data set, of this format version, as far as sizes tell."""
+  try:
+    return bool(_read_meta(os.fspath(directory)))
+  except InputError:
+    return False
 
 
 def id_order(ids: pl.Series) -> np.ndarray:
@@ -268,18 +272,18 @@ def _mend(directory: str, name: str, fault: object) -> InputError:
 
 
 def _read_meta(directory: str) -> dict[str, Any]:
-  if not is_prepared(directory):
+  if not os.path.isfile(os.path.join(directory, 'meta.json')):
     raise _mend(directory, 'meta.json', 'no such file, so this is no prepared data set')
   try:
     with open(os.path.join(directory, 'meta.json'), encoding='utf-8') as file:
       meta = json.load(file)
-    version, files, counts = meta['version'], meta['files'], meta['counts']
-    assert counts.keys() >= {'users', 'items', 'interactions'} and meta['fingerprint']
-  except (ValueError, KeyError, TypeError, AttributeError, AssertionError):
+    version, files, _ = meta['version'], meta['files'].items(), meta['fingerprint']
+    _ = [meta['counts'][name] for name in ('users', 'items', 'interactions')]
+  except (ValueError, KeyError, TypeError, AttributeError):
     raise _mend(directory, 'meta.json', 'damaged') from None
   if version != FORMAT_VERSION:
     raise _mend(directory, 'meta.json', f'format version {version}, not {FORMAT_VERSION}')
-  for name, size in files.items():
+  for name, size in files:
     path = os.path.join(directory, name)
     found = os.path.getsize(path) if os.path.isfile(path) else None
     if found != size:

@@ -1,11 +1,12 @@
 """The catalogue pass on an NVIDIA GPU: Triton kernels whose tiles of scores stay in registers.
 
-One program holds a tile of queries and walks over its share of the items (forward, and gradient of
-the queries: partial results, one a share, are combined outside), or holds a block of items and
-walks over the queries (gradient of the table). Nothing is added atomically, so results repeat.
+One program holds a tile of queries and walks over its part of the items (forward, and gradient of
+the queries: the parts are combined outside), or holds a block of items and walks over the queries
+(gradient of the table). Nothing is added atomically, so results repeat to the bit.
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,175 +15,199 @@ from jax.experimental.pallas import triton as plgpu
 
 from lares_jax.kernels import score
 
-TILE, BLOCK = 128, 128  # queries, items at a time
-PROGRAMS = 4 * 132  # enough to fill the card, twice over where two fit a processor
-PARAMS = plgpu.CompilerParams(num_warps=8, num_stages=3)
+PROGRAMS = 4 * 132  # at least: some for each of the card's processors
+_WHOLE = pl.BlockSpec(memory_space=pl.ANY)
 
 
-def _within(start, columns: int, shape: tuple[int, int]) -> jax.Array:
-  """Mask of a block of rows, its width a power of two, for what lies within the table."""
-  return (start + jnp.arange(BLOCK)[:, None] < shape[0]) & (jnp.arange(columns) < shape[1])
+class _Plan(NamedTuple):
+  """Rows that a program holds, rows it takes at a time of those it walks over, and the like."""
+
+  held: int
+  walked: int
+  warps: int
+  stages: int
+
+  @classmethod
+  def of(cls, columns: int, dtype: str) -> '_Plan':
+    """The largest that leave room for two programs a processor and spill no register (sm_90)."""
+    if columns > 256:
+      return cls(32, 16, 4, 2)
+    if dtype == 'float32':  # no matrix unit multiplies these exactly
+      return cls(32, 32, 4, 3)
+    return cls(128, 64, 8, 3) if columns <= 128 else cls(64, 32, 4, 3)
+
+  @property
+  def params(self) -> plgpu.CompilerParams:
+    return plgpu.CompilerParams(num_warps=self.warps, num_stages=self.stages)
+
+  def parts(self, rows: int, size: int) -> tuple[int, int]:
+    """(Programs that divide the items for one tile of queries, blocks that each of them takes)."""
+    blocks = pl.cdiv(size, self.walked)
+    each = pl.cdiv(blocks, max(1, PROGRAMS // (rows // self.held)))
+    return pl.cdiv(blocks, each), each
 
 
-def _over_items(table, columns: int, share: int, step, carry):
-  """carry = step(items' ids, items, is the block ragged, carry), over this program's blocks."""
-  size, width = table.shape
-  first = pl.program_id(1) * share
-  last = jnp.minimum(first + share, pl.cdiv(size, BLOCK))
-
-  def block(i, carry, ragged):
-    start = i * BLOCK
-    ref = table.at[pl.ds(start, BLOCK), pl.ds(0, columns)]
-    if ragged or columns > width:
-      item_KxD = plgpu.load(ref, mask=_within(start, columns, table.shape), other=0)
-    else:
-      item_KxD = plgpu.load(ref)
-    return step(start + jnp.arange(BLOCK), item_KxD, ragged, carry)
-
-  whole = size // BLOCK  # masks are for the last block alone
-  carry = jax.lax.fori_loop(
-    first, jnp.minimum(last, whole), functools.partial(block, ragged=False), carry
-  )
-  if size % BLOCK == 0:
-    return carry
-  return jax.lax.fori_loop(
-    jnp.maximum(first, whole), last, functools.partial(block, ragged=True), carry
-  )
+def _padded(x_MxD: jax.Array, config) -> tuple[jax.Array, _Plan]:
+  """Rows to whole tiles, columns to the power of two that Triton asks for; and the plan."""
+  rows, width = x_MxD.shape
+  columns = max(16, pl.next_power_of_2(width))
+  plan = _Plan.of(columns, config.dtype)
+  x_MxD = jnp.pad(x_MxD, [(0, 0), (0, columns - width)])
+  return score.pad_rows(x_MxD, plan.held * pl.cdiv(rows, plan.held)), plan
 
 
-def _forward_kernel(query, table, *refs, share, config, lse, rank):
+def _rows(table, start, count: int, columns: int, size):
+  """(A block of a table, as wide as a power of two; the mask of what exists, up to `size`)."""
+  row_Kx1 = start + jnp.arange(count)[:, None]
+  mask_KxD = (row_Kx1 < size) & (jnp.arange(columns) < table.shape[1])
+  return table.at[pl.ds(start, count), pl.ds(0, columns)], mask_KxD
+
+
+def _over_items(counts, table, columns: int, plan: _Plan, each: int, step, carry):
+  """carry = step(rows, items, is the block ragged, carry) over this program's part of the items."""
+  items, block = counts[1], plan.walked
+  first = pl.program_id(1) * each
+  last = jnp.minimum(first + each, pl.cdiv(items, block))
+  last = jnp.where(pl.program_id(0) * plan.held < counts[0], last, first)  # no mere filling
+  whole = items // block
+
+  def take(i, carry, ragged):
+    ref, mask = _rows(table, i * block, block, columns, items)
+    masked = {'mask': mask, 'other': 0} if ragged or columns > table.shape[1] else {}
+    return step(i * block + jnp.arange(block), plgpu.load(ref, **masked), ragged, carry)
+
+  # Two loops, so that only the last block of the table pays for its mask.
+  plain, ragged = (functools.partial(take, ragged=ragged) for ragged in (False, True))
+  carry = jax.lax.fori_loop(first, jnp.minimum(last, whole), plain, carry)
+  return jax.lax.fori_loop(jnp.maximum(first, whole), last, ragged, carry)
+
+
+def _forward_kernel(counts, query, table, *refs, plan, each, config, lse, rank):
   bounds, outs = refs[: 3 * rank], refs[3 * rank :]
   query_mxD = query[...]
   bounds = [bound[...][:, None] for bound in bounds]
 
-  def step(index_K, item_KxD, ragged, carry):
+  def step(row_K, item_KxD, ragged, carry):
     products_mxK = score.product(query_mxD, item_KxD, (1, 1), config)
-    inside_K = index_K < table.shape[0]
     after = []
     if lse:
       if ragged:
-        products_mxK = jnp.where(inside_K, products_mxK, -jnp.inf)
+        products_mxK = jnp.where(row_K < counts[1], products_mxK, -jnp.inf)
       before_m, total_m = carry[:2]
       top_m = jnp.maximum(before_m, products_mxK.max(axis=1))
       fresh_m = score.power(products_mxK, top_m[:, None], config).sum(axis=1)
       after = [top_m, total_m * score.power(before_m, top_m, config) + fresh_m]
     if rank:
       target_mx1, low_mx1, high_mx1 = bounds
-      counts_mxK = (index_K != target_mx1) & inside_K
+      other_mxK = (row_K != target_mx1) & (row_K < counts[1])
       above_mxK = score.share_above(products_mxK, low_mx1, high_mx1)
-      after.append(carry[-1] + jnp.where(counts_mxK, above_mxK, 0.0).sum(axis=1))
+      after.append(carry[-1] + jnp.where(other_mxK, above_mxK, 0.0).sum(axis=1))
     return tuple(after)
 
   first = [score.LOWEST, 0.0] * lse + [0.0] * rank
-  carry = tuple(jnp.full(TILE, x, jnp.float32) for x in first)
-  for out, x_m in zip(outs, _over_items(table, query.shape[1], share, step, carry)):
+  carry = tuple(jnp.full(plan.held, x, jnp.float32) for x in first)
+  carry = _over_items(counts, table, query.shape[1], plan, each, step, carry)
+  for out, x_m in zip(outs, carry):
     out[...] = x_m
 
 
-def _padded(x_MxD: jax.Array) -> jax.Array:
-  """Rows to whole tiles, columns to the power of two that Triton asks for."""
-  columns = max(16, pl.next_power_of_2(x_MxD.shape[1]))
-  x_MxD = jnp.pad(x_MxD, [(0, 0), (0, columns - x_MxD.shape[1])])
-  return score.pad_rows(x_MxD, TILE * pl.cdiv(x_MxD.shape[0], TILE))
-
-
-def _shares(rows: int, size: int) -> tuple[int, int]:
-  """(How many programs share the items for one tile, how many blocks one of them takes)."""
-  blocks = pl.cdiv(size, BLOCK)
-  share = pl.cdiv(blocks, max(1, PROGRAMS // (rows // TILE)))
-  return pl.cdiv(blocks, share), share
-
-
-def forward(query_MxD, table_VxD, bounds, config, lse=True, interpret=False):
+def forward(counts_2, query_MxD, table_RxD, bounds, config, lse, interpret=False):
   """See `kernels.forward`, which prepares the queries; bounds are of products, or None."""
-  rows, size, rank = query_MxD.shape[0], table_VxD.shape[0], bounds is not None
-  query_MxD = _padded(query_MxD)
+  rows, rank = query_MxD.shape[0], bounds is not None
+  query_MxD, plan = _padded(query_MxD, config)
   padded, columns = query_MxD.shape
-  item_VxD = score.comparable(table_VxD, config, 1).astype(config.dtype)
-  splits, share = _shares(padded, size)
-  by_tile = pl.BlockSpec((TILE,), lambda t, s: (t,))
-  inputs = query_MxD, item_VxD, *(score.pad_rows(x_M, padded) for x_M in bounds or ())
+  parts, each = plan.parts(padded, table_RxD.shape[0])
+  by_tile = pl.BlockSpec((plan.held,), lambda t, s: (t,))
   sums = pl.pallas_call(
-    functools.partial(_forward_kernel, share=share, config=config, lse=lse, rank=rank),
-    grid=(padded // TILE, splits),
+    functools.partial(
+      _forward_kernel, plan=plan, each=each, config=config, lse=lse, rank=rank
+    ),
+    grid=(padded // plan.held, parts),
     in_specs=[
-      pl.BlockSpec((TILE, columns), lambda t, s: (t, 0)),
-      pl.BlockSpec(memory_space=pl.ANY),
+      _WHOLE,
+      pl.BlockSpec((plan.held, columns), lambda t, s: (t, 0)),
+      _WHOLE,
       *[by_tile] * (3 * rank),
     ],
-    out_specs=[pl.BlockSpec((None, TILE), lambda t, s: (s, t))] * (2 * lse + rank),
-    out_shape=[score.output((splits, padded), *inputs)] * (2 * lse + rank),
-    compiler_params=PARAMS,
+    out_specs=[pl.BlockSpec((None, plan.held), lambda t, s: (s, t))] * (2 * lse + rank),
+    out_shape=[jax.ShapeDtypeStruct((parts, padded), jnp.float32)] * (2 * lse + rank),
+    compiler_params=plan.params,
     interpret=interpret,
     name='catalogue_forward',
-  )(*inputs)
+  )(
+    counts_2,
+    query_MxD,
+    score.comparable(table_RxD, config, 1).astype(config.dtype),
+    *(score.pad_rows(x_M, padded) for x_M in bounds or ()),
+  )
   sums = [x[:, :rows] for x in sums]
   lse_M = score.combine(sums[0], sums[1], config, 0) if lse else None
   return lse_M, sums[-1].sum(axis=0) if rank else None
 
 
-def _query_kernel(query, lse, table, d_query, *, share, config):
+def _query_kernel(counts, query, lse, table, d_query, *, plan, each, config):
   query_mxD, lse_mx1 = query[...], lse[...][:, None]
 
-  def step(index_K, item_KxD, ragged, d_mxD):
+  def step(row_K, item_KxD, ragged, d_mxD):
     products_mxK = score.product(query_mxD, item_KxD, (1, 1), config)
     p_mxK = score.power(products_mxK, lse_mx1, config)
     if ragged:
-      p_mxK = jnp.where(index_K < table.shape[0], p_mxK, 0.0)
+      p_mxK = jnp.where(row_K < counts[1], p_mxK, 0.0)
     return d_mxD + score.product(p_mxK, item_KxD, (1, 0), config)
 
-  d_query[...] = _over_items(table, query.shape[1], share, step, jnp.zeros(query.shape))
+  d_mxD = jnp.zeros(query.shape)
+  d_query[...] = _over_items(counts, table, query.shape[1], plan, each, step, d_mxD)
 
 
-def _table_kernel(query, scaled, lse, table, d_table, *, config):
-  start, columns = pl.program_id(0) * BLOCK, query.shape[1]
-  block = pl.ds(start, BLOCK), pl.ds(0, columns)
-  mask = _within(start, columns, table.shape)
-  item_KxD = plgpu.load(table.at[block], mask=mask, other=0)
+def _table_kernel(counts, query, scaled, lse, table, d_table, *, plan, config):
+  block = pl.program_id(0) * plan.held, plan.held, query.shape[1]
+  ref, mask = _rows(table, *block, counts[1])
+  item_KxD = plgpu.load(ref, mask=mask, other=0)
 
   def step(t, d_KxD):
-    rows = pl.ds(t * TILE, TILE)
+    rows = pl.ds(t * plan.walked, plan.walked)
     products_Kxm = score.product(item_KxD, query[rows], (1, 1), config)
     p_Kxm = score.power(products_Kxm, lse[rows][None], config)
     return d_KxD + score.product(p_Kxm, scaled[rows], (1, 0), config)
 
-  d_KxD = jax.lax.fori_loop(0, query.shape[0] // TILE, step, jnp.zeros((BLOCK, columns)))
-  plgpu.store(d_table.at[block], d_KxD, mask=mask)
+  d_KxD = jnp.zeros(item_KxD.shape)
+  d_KxD = jax.lax.fori_loop(0, pl.cdiv(counts[0], plan.walked), step, d_KxD)
+  ref, exists = _rows(d_table, *block, d_table.shape[0])
+  plgpu.store(ref, jnp.where(mask, d_KxD, 0.0), mask=exists)
 
 
-def backward(query_MxD, scaled_MxD, lse_M, table_VxD, config, interpret=False):
-  """See `kernels.backward`: sums of p_MxV with the items, and with the scaled queries."""
-  (rows, width), size = query_MxD.shape, table_VxD.shape[0]
-  item_VxD, pull = jax.vjp(lambda x: score.comparable(x, config, 1), table_VxD)
-  item_VxD = item_VxD.astype(config.dtype)
-  query_MxD, scaled_MxD = _padded(query_MxD), _padded(scaled_MxD)
+def backward(counts_2, query_MxD, scaled_MxD, lse_M, table_RxD, config, interpret=False):
+  """See `kernels.gradients`: sums of p_MxR with the items, and with the scaled queries."""
+  (rows, width), size = query_MxD.shape, table_RxD.shape[0]
+  item_RxD, pull = jax.vjp(lambda x: score.comparable(x, config, 1), table_RxD)
+  item_RxD = item_RxD.astype(config.dtype)
+  (query_MxD, plan), (scaled_MxD, _) = _padded(query_MxD, config), _padded(scaled_MxD, config)
   padded, columns = query_MxD.shape
   lse_M = score.pad_rows(lse_M, padded)
-  splits, share = _shares(padded, size)
-  whole = pl.BlockSpec(memory_space=pl.ANY)
-  inputs = query_MxD, scaled_MxD, lse_M, item_VxD
+  parts, each = plan.parts(padded, size)
   d_query = pl.pallas_call(
-    functools.partial(_query_kernel, share=share, config=config),
-    grid=(padded // TILE, splits),
+    functools.partial(_query_kernel, plan=plan, each=each, config=config),
+    grid=(padded // plan.held, parts),
     in_specs=[
-      pl.BlockSpec((TILE, columns), lambda t, s: (t, 0)),
-      pl.BlockSpec((TILE,), lambda t, s: (t,)),
-      whole,
+      _WHOLE,
+      pl.BlockSpec((plan.held, columns), lambda t, s: (t, 0)),
+      pl.BlockSpec((plan.held,), lambda t, s: (t,)),
+      _WHOLE,
     ],
-    out_specs=pl.BlockSpec((None, TILE, columns), lambda t, s: (s, t, 0)),
-    out_shape=score.output((splits, padded, columns), *inputs),
-    compiler_params=PARAMS,
+    out_specs=pl.BlockSpec((None, plan.held, columns), lambda t, s: (s, t, 0)),
+    out_shape=jax.ShapeDtypeStruct((parts, padded, columns), jnp.float32),
+    compiler_params=plan.params,
     interpret=interpret,
     name='catalogue_query_gradient',
-  )(query_MxD, lse_M, item_VxD)
-  d_item_VxD = pl.pallas_call(
-    functools.partial(_table_kernel, config=config),
-    grid=(pl.cdiv(size, BLOCK),),
-    in_specs=[whole] * 4,
-    out_specs=whole,
-    out_shape=score.output((size, width), *inputs),
-    compiler_params=PARAMS,
+  )(counts_2, query_MxD, lse_M, item_RxD)
+  d_item_RxD = pl.pallas_call(
+    functools.partial(_table_kernel, plan=plan, config=config),
+    grid=(pl.cdiv(size, plan.held),),
+    in_specs=[_WHOLE] * 5,
+    out_specs=_WHOLE,
+    out_shape=jax.ShapeDtypeStruct((size, width), jnp.float32),
+    compiler_params=plan.params,
     interpret=interpret,
     name='catalogue_table_gradient',
-  )(*inputs)
-  return d_query.sum(axis=0)[:rows, :width], pull(d_item_VxD)[0]
+  )(counts_2, query_MxD, scaled_MxD, lse_M, item_RxD)
+  return d_query.sum(axis=0)[:rows, :width], pull(d_item_RxD)[0]

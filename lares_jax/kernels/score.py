@@ -1,19 +1,19 @@
-"""What the two kernels share: how an item is scored, and how parts of a sum become one."""
+"""What the kernels share: how an item is scored, and how the parts of a sum become one.
 
-from typing import TYPE_CHECKING
+Kernels work on products q.e, before `tau`, so that they are the very numbers `scoring` computes.
+"""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-if TYPE_CHECKING:
-  from lares_jax.catalogue import CatalogueConfig
+from lares_jax.scoring import CatalogueConfig
 
 LOWEST = float(np.finfo(np.float32).min)
-LOG2_E = float(np.log2(np.e))  # both machines raise 2, not e, to a power
+_LOG2_E = float(np.log2(np.e))  # the machines raise 2 to a power, not e
 
 
-def comparable(x: jax.Array, config: 'CatalogueConfig', axis: int) -> jax.Array:
+def comparable(x: jax.Array, config: CatalogueConfig, axis: int) -> jax.Array:
   """Vectors along `axis` as they are compared, float32: of length one for `cos`."""
   x = x.astype(jnp.float32)
   if config.similarity == 'dot':
@@ -21,7 +21,7 @@ def comparable(x: jax.Array, config: 'CatalogueConfig', axis: int) -> jax.Array:
   return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=axis, keepdims=True), 1e-24))
 
 
-def product(a, b, contract: tuple[int, int], config: 'CatalogueConfig') -> jax.Array:
+def product(a, b, contract: tuple[int, int], config: CatalogueConfig) -> jax.Array:
   """Matrix product over an axis of each: factors of `config.dtype`, float32 sums."""
   exact = config.dtype == 'float32'  # the default would quietly round the factors
   return jax.lax.dot_general(
@@ -33,13 +33,13 @@ def product(a, b, contract: tuple[int, int], config: 'CatalogueConfig') -> jax.A
   )
 
 
-def power(products, reference, config: 'CatalogueConfig') -> jax.Array:
-  """exp of a score less a reference, both given as products, that is before `tau`."""
-  return jnp.exp2((products - reference) * (LOG2_E / config.tau))
+def power(products, reference, config: CatalogueConfig) -> jax.Array:
+  """exp of the score less a reference score, both given as products."""
+  return jnp.exp2((products - reference) * (_LOG2_E / config.tau))
 
 
-def combine(top, total, config: 'CatalogueConfig', axis: int) -> jax.Array:
-  """Log-sum-exp of the scores from parts along `axis`: largest product, and sum of powers."""
+def combine(top, total, config: CatalogueConfig, axis: int) -> jax.Array:
+  """Log-sum-exp of the scores from parts along `axis`: their largest product, their sum."""
   highest = top.max(axis=axis, keepdims=True)
   total = (total * power(top, highest, config)).sum(axis=axis)
   return highest.squeeze(axis) / config.tau + jnp.log(total)
@@ -52,10 +52,3 @@ def share_above(products, low, high) -> jax.Array:
 
 def pad_rows(x: jax.Array, rows: int) -> jax.Array:
   return jnp.pad(x, [(0, rows - x.shape[0])] + [(0, 0)] * (x.ndim - 1))
-
-
-def output(shape: tuple[int, ...], *inputs: jax.Array) -> jax.ShapeDtypeStruct:
-  """A kernel's float32 output; under `shard_map` it varies along every axis its inputs do."""
-  kind = jax.typeof(inputs[0]).manual_axis_type
-  axes = frozenset().union(*(jax.typeof(x).manual_axis_type.varying for x in inputs))
-  return jax.ShapeDtypeStruct(shape, jnp.float32, manual_axis_type=kind.update(varying=axes))

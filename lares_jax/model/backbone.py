@@ -36,7 +36,7 @@ class Context(NamedTuple):
   visible_Bx1xLxL: jax.Array  # bool: query l may look at key k
   real_BxL: jax.Array
   position_BxL: jax.Array
-  time_BxL: jax.Array | None  # int32, seconds since the segment's start; None: unknown
+  time_BxL: jax.Array | None  # int32, ticks since the segment's start; None: unknown
 
   @classmethod
   def of(cls, rows: Rows) -> 'Context':

@@ -15,7 +15,7 @@ from lares_jax.model.backbone import BackboneConfig, Context, Norm, dense
 from lares_jax.model.dropout import Dropout
 
 _EPSILON = 1e-6  # of this backbone's norms
-_TIME_BUCKETS = 32  # bucket b: gaps of b binary digits, so 0, 1, 2..3, 4..7, ... seconds
+_TIME_BUCKETS = 32  # bucket b: gaps of b binary digits, so 0, 1, 2..3, 4..7, ... ticks
 
 
 class HstuLayer(nn.Module):

@@ -6,6 +6,8 @@
 """
 
 import dataclasses
+import operator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -138,10 +140,11 @@ def _distance(old_BxLxD, new_BxLxD, real_BxL):
 
 
 class Lares(nn.Module):
-  """The model over a catalogue of `items` rows of embeddings."""
+  """The model over a catalogue of `items` rows of embeddings, which `lookup(table, items)` fetches."""
 
   config: ModelConfig
   items: int
+  lookup: Callable = operator.getitem  # Catalogue.lookup where a mesh splits the table
 
   def setup(self):
     c = self.config
@@ -173,9 +176,9 @@ class Lares(nn.Module):
     """H [B, L, D]: the pre-block's view of every token."""
     c = self.config
     with jax.named_scope('embed'):
-      item_BxLxD = jnp.where(rows.real_BxL[..., None], self.item_VxD[rows.item_BxL], 0.0)
+      item_BxLxD = jnp.where(rows.real_BxL[..., None], self.lookup(self.item_VxD, rows.item_BxL), 0.0)
       if c.fusion.name == 'tedrec':
-        text_BxLxW = jax.lax.stop_gradient(self.text_VxW)[rows.item_BxL]
+        text_BxLxW = self.lookup(jax.lax.stop_gradient(self.text_VxW), rows.item_BxL)
         text_BxLxW = jnp.where(rows.real_BxL[..., None], text_BxLxW, 0.0)
         item_BxLxD = self.fusion(item_BxLxD, text_BxLxW, train)
       x_BxLxD = item_BxLxD + self.position_PxD[jnp.minimum(rows.position_BxL, c.positions - 1)]

@@ -7,10 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lares_jax import catalogue, metrics
-from lares_jax.catalogue import CatalogueConfig
+from lares_jax import metrics
+from lares_jax.catalogue import Catalogue
 from lares_jax.data.batches import Batch
-from lares_jax.data.rows import Rows
 from lares_jax.errors import InputError
 from lares_jax.model import depth
 from lares_jax.model.depth import DepthConfig
@@ -72,7 +71,7 @@ class Posttrain:
   """
 
   model: Lares
-  catalogue: CatalogueConfig
+  catalogue: Catalogue
   depth: DepthConfig
   config: PosttrainConfig
 
@@ -84,7 +83,7 @@ class Posttrain:
 
   def __call__(self, params, reference, batch: Batch, draw: Draw, key):
     key_z, key_reference, key_dropout = jax.random.split(key, 3)
-    rows = _repeated(batch.rows, self.config.rollouts)
+    rows = self._repeated(batch.rows)
     z0 = lambda key: initial_state(self.model.config, rows, key, train=True)
     z_NxLxD = z0(key_z)
     shared = self.config.reference_noise == 'shared'
@@ -126,7 +125,7 @@ class Posttrain:
   def _states(self, params, batch, draw, z_NxLxD, train: bool, key):
     """States after every step at the scored places [T, G, M, D], M = B * A."""
     c, model, groups = self.model.config, self.model, self.config.rollouts
-    rows = _repeated(batch.rows, groups)
+    rows = self._repeated(batch.rows)
     prelude_key, reason_key = jax.random.split(key)
     apply = lambda key, *args, **kwargs: model.apply(
       {'params': params}, *args, **kwargs, rngs={'dropout': key})
@@ -134,7 +133,7 @@ class Posttrain:
       h_NxLxD = apply(prelude_key, rows, train, method='prelude')
     else:  # every rollout would get the same H: compute it once
       h_BxLxD = apply(prelude_key, batch.rows, False, method='prelude')
-      h_NxLxD = jnp.tile(h_BxLxD, (groups, 1, 1))
+      h_NxLxD = self._repeated(h_BxLxD)
     place_BxA = batch.place_BxA
     if place_BxA is None:
       place_BxA = jnp.broadcast_to(jnp.arange(h_NxLxD.shape[1]), h_NxLxD.shape[:2])[: len(batch.rows.item_BxL)]
@@ -147,21 +146,18 @@ class Posttrain:
     """Log softmax score of the target after each step [T, G, M]; steps that are not are 0."""
     shape = states_TxGxMxD.shape[:3]
     step_TxG = jnp.arange(shape[0])[:, None] < draw.depth_G
-    real = jnp.broadcast_to(step_TxG[..., None] & prompt_M, shape).reshape(-1)
-    out = catalogue.likelihood(
-      states_TxGxMxD.reshape(-1, states_TxGxMxD.shape[-1]).astype(jnp.float32),
-      jnp.broadcast_to(target_M, shape).reshape(-1), real, params['item'], self.catalogue)
-    return out.logprob_M.reshape(shape)
+    return self.catalogue.likelihood(
+      states_TxGxMxD.astype(jnp.float32), jnp.broadcast_to(target_M, shape),
+      step_TxG[..., None] & prompt_M, params['item']).logprob_M
 
   def _rewards(self, params, final_GxMxD, target_M, prompt_M):
     shape = final_GxMxD.shape[:2]
-    wide = lambda x_M: jnp.broadcast_to(x_M, shape).reshape(-1)
-    rank = catalogue.ranks(
-      final_GxMxD.reshape(-1, final_GxMxD.shape[-1]).astype(jnp.float32),
-      wide(target_M), wide(prompt_M), params['item'], self.catalogue)
-    return metrics.gain(rank.reshape(shape), self.config.k, self.config.reward, jnp)
+    wide = lambda x_M: jnp.broadcast_to(x_M, shape)
+    rank_GxM = self.catalogue.ranks(
+      final_GxMxD.astype(jnp.float32), wide(target_M), wide(prompt_M), params['item'])
+    return metrics.gain(rank_GxM, self.config.k, self.config.reward, jnp)
 
-
-def _repeated(rows: Rows, groups: int) -> Rows:
-  """The rows once for each rollout, rollout-major [G * B, L]."""
-  return jax.tree.map(lambda x: jnp.tile(x, (groups, 1)), rows)
+  def _repeated(self, rows):
+    """Rows, or arrays of rows, once for each rollout, rollout-major [G * B, ..]."""
+    tile = lambda x: jnp.tile(x, (self.config.rollouts, *[1] * (x.ndim - 1)))
+    return self.catalogue.split(jax.tree.map(tile, rows))

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lares_jax import catalogue
-from lares_jax.catalogue import CatalogueConfig
+from lares_jax.catalogue import Catalogue
 from lares_jax.data.batches import Batch
 from lares_jax.errors import InputError
 from lares_jax.model import depth
 from lares_jax.model.depth import DepthConfig
 from lares_jax.model.lares import Lares, at_places, initial_state
+from lares_jax.scoring import unit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Pretrain:
   """The loss of phase one: `objective(params, None, batch, draw, key) -> (loss, metrics)`."""
 
   model: Lares
-  catalogue: CatalogueConfig
+  catalogue: Catalogue
   depth: DepthConfig
   config: PretrainConfig
 
@@ -93,9 +93,9 @@ class Pretrain:
     out = think(batch.rows, initial[0], keys[0])
     query_BxAxD = at_places(out.state_BxLxD, batch.place_BxA)
     scored_M = batch.scored_BxA.reshape(-1)
-    likelihood = catalogue.likelihood(
+    likelihood = self.catalogue.likelihood(
       query_BxAxD.reshape(-1, query_BxAxD.shape[-1]).astype(jnp.float32),
-      batch.target_BxA.reshape(-1), scored_M, params['item'], self.catalogue)
+      batch.target_BxA.reshape(-1), scored_M, params['item'])
     targets = jnp.maximum(scored_M.sum(), 1)
     loss = -jnp.where(scored_M, likelihood.logprob_M, 0.0).sum() / targets
     metrics = {'cross_entropy': loss, 'targets': targets, 'depth': steps,
@@ -123,7 +123,7 @@ class Pretrain:
 
   def _view(self, x_PxD):
     x_PxD = x_PxD.astype(jnp.float32)
-    return catalogue.unit(x_PxD) if self.config.similarity == 'cos' else x_PxD
+    return unit(x_PxD) if self.config.similarity == 'cos' else x_PxD
 
   def _negatives(self, batch: Batch) -> jax.Array:
     real_P = batch.paired_P

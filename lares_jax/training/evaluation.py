@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from lares_jax import catalogue
-from lares_jax.catalogue import CatalogueConfig
+from lares_jax.catalogue import Catalogue
 from lares_jax.data.batches import DataConfig, EvalBatch, eval_batches
 from lares_jax.data.store import Store
 from lares_jax.model.lares import Lares, at_places, initial_state
@@ -32,7 +31,7 @@ class Evaluator:
 
   store: Store
   model: Lares
-  catalogue: CatalogueConfig
+  catalogue: Catalogue
   data: DataConfig
   config: EvaluationConfig
   mesh: jax.sharding.Mesh
@@ -73,12 +72,13 @@ class Evaluator:
   @functools.partial(jax.jit, static_argnums=(0, 4))
   def _batch_ranks(self, params, batch: EvalBatch, key, depths):
     states = user_vectors(self.model, params, batch.rows, batch.place_BxA, key, depths)
-    count, wide = len(depths), (len(depths), *batch.target_BxA.shape)
-    flat = lambda x: jnp.broadcast_to(x, (count, *x.shape)).reshape(-1, *x.shape[2:])
-    hidden = None if batch.hidden_BxAxH is None else flat(batch.hidden_BxAxH)
-    rank = catalogue.ranks(states.reshape(-1, states.shape[-1]), flat(batch.target_BxA),
-                           flat(batch.scored_BxA), params['item'], self.catalogue, hidden)
-    return rank.reshape(wide)
+    count, shape = len(depths), batch.target_BxA.shape
+    flat = lambda x_BxA: x_BxA.reshape(-1, *x_BxA.shape[2:])
+    wide = lambda x_BxA: jnp.broadcast_to(flat(x_BxA), (count, *flat(x_BxA).shape))
+    hidden = None if batch.hidden_BxAxH is None else wide(batch.hidden_BxAxH)
+    rank_TxM = self.catalogue.ranks(states.reshape(count, -1, states.shape[-1]), wide(batch.target_BxA),
+                                    wide(batch.scored_BxA), params['item'], hidden)
+    return rank_TxM.reshape(count, *shape)
 
 
 def user_vectors(model: Lares, params, rows, place_BxA, key, depths: tuple[int, ...]):

@@ -1,0 +1,154 @@
+"""Measures speed and memory on this machine; variants take turns in one process.
+
+    python -m lares_jax.benchmark --config=configs/beauty.py --config.data.path=../shared/data/beauty.txt \\
+        [--what=packed,prefix,posttrain,evaluate] [--depth=4] [--rounds=5] [--json]
+
+  packed     phase one, rows of several histories, the config's batch
+  prefix     phase one as published: a row for every target, three forwards, 1,024 targets a step
+  posttrain  phase two: prompts/s, every training target a prompt
+  evaluate   full ranking of every user's test target
+
+Each figure is the median of the rounds, after a warm-up that compiles. Depth is held at --depth.
+"""
+
+import dataclasses
+import json
+import resource
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from ml_collections import config_flags
+
+from lares_jax import config as config_lib, report
+from lares_jax.config import Config
+from lares_jax.errors import InputError, front_door
+from lares_jax.experiment import Experiment
+from lares_jax.training import loop, sharding, state as state_lib
+
+_CONFIG = config_flags.DEFINE_config_file('config', help_string='A file of configs/.')
+_WHAT = flags.DEFINE_list('what', ['packed', 'prefix', 'posttrain', 'evaluate'], 'What to measure.')
+_DEPTH = flags.DEFINE_integer('depth', 4, 'Steps of reasoning, held fixed.')
+_ROUNDS = flags.DEFINE_integer('rounds', 5, 'Turns of each variant.')
+_JSON = flags.DEFINE_bool('json', False, 'One JSON object as the last line.')
+
+PUBLISHED_BATCH = 1024
+
+
+@dataclasses.dataclass
+class Variant:
+  """One thing to time: `once` does a unit of work and says how many targets or users it held."""
+
+  name: str
+  unit: str
+  once: Callable[[], int]
+  compiled: Any = None  # of the step, for its sizes
+  seconds: list[float] = dataclasses.field(default_factory=list)
+  count: int = 0
+
+
+def main(argv: list[str]) -> None:
+  del argv
+  if _CONFIG.value is None:
+    raise InputError('give --config=configs/NAME.py')
+  config = config_lib.typed(_CONFIG.value)
+  makers = {'packed': packed, 'prefix': prefix, 'posttrain': posttrain, 'evaluate': evaluate}
+  unknown = [w for w in _WHAT.value if w not in makers]
+  if unknown:
+    raise InputError(f'--what={unknown[0]}: use some of {", ".join(makers)}')
+  variants = [makers[w](config) for w in _WHAT.value]
+  for variant in variants:
+    variant.once()
+  for _ in range(_ROUNDS.value):
+    for variant in variants:
+      start = time.perf_counter()
+      variant.count = variant.once()
+      variant.seconds.append(time.perf_counter() - start)
+  figures = [_figures(v) for v in variants]
+  print(report.table(list(figures[0]), [[str(x) for x in f.values()] for f in figures]))
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+  device = jax.devices()[0]
+  print(f'{device.device_kind}, {jax.device_count()} device(s), depth {_DEPTH.value}; '
+        f'peak host memory of the whole process {peak:.2f} GiB')
+  if _JSON.value:
+    print(json.dumps({'variants': figures, 'device': device.device_kind, 'host_peak_gib': peak}))
+
+
+def _figures(variant: Variant) -> dict[str, Any]:
+  median = float(np.median(variant.seconds))
+  out = {'what': variant.name, 'per second': f'{variant.count / median:,.0f} {variant.unit}',
+         'ms': round(median * 1e3), 'fastest': round(min(variant.seconds) * 1e3),
+         'slowest': round(max(variant.seconds) * 1e3), 'temporaries MiB': '', 'HLO lines': ''}
+  if variant.compiled is not None:
+    memory = variant.compiled.memory_analysis()
+    out['temporaries MiB'] = round(memory.temp_size_in_bytes / 2**20)
+    out['HLO lines'] = variant.compiled.as_text().count('\n')
+  return out
+
+
+def _training(name: str, unit: str, experiment: Experiment, phase: loop.Phase, draw) -> Variant:
+  """A variant that takes real steps of a phase, one compiled program for all of them."""
+  mesh = experiment.mesh
+  state = state_lib.create(experiment.init_params(), phase.optimizer, 0.0)
+
+  def step_of(state, reference, batch, draw):
+    return state_lib.train_step(state, reference, batch, draw, objective=phase.objective,
+                                optimizer=phase.optimizer, seed=0, ema=0.0)
+
+  put = lambda step: sharding.put_batch(phase.batches.batch(step), mesh)
+  compiled = jax.jit(step_of, donate_argnums=0).lower(state, phase.reference, put(0), draw).compile()
+  step = 0
+
+  def once() -> int:
+    nonlocal state, step
+    state, metrics = compiled(state, phase.reference, put(step), draw)
+    step += 1
+    return int(jax.device_get(metrics['targets']))
+
+  return Variant(name, unit, once, compiled)
+
+
+def _pretraining(name: str, config: Config) -> Variant:
+  experiment = Experiment(config, None)
+  phase = experiment.pretraining()
+  draw = phase.objective.draw(np.random.default_rng(0))
+  fixed = draw._replace(depth=np.int32(_DEPTH.value if config.depth.mean else 0), pick=np.int32(1))
+  return _training(name, 'targets', experiment, phase, fixed)
+
+
+def packed(config: Config) -> Variant:
+  return _pretraining('packed', config)
+
+
+def prefix(config: Config) -> Variant:
+  """As published, alignment terms included: they are what the three forwards are for."""
+  loss = dataclasses.replace(config.pretrain.loss, alpha=0.1, gamma=0.5, views='separate')
+  train = dataclasses.replace(config.pretrain.train, batch_rows=PUBLISHED_BATCH, pairs=PUBLISHED_BATCH)
+  return _pretraining('prefix', dataclasses.replace(
+    config, data=dataclasses.replace(config.data, rows='prefix'),
+    pretrain=dataclasses.replace(config.pretrain, loss=loss, train=train)))
+
+
+def posttrain(config: Config) -> Variant:
+  experiment = Experiment(config, None)
+  phase = experiment.posttraining(experiment.init_params(), None)
+  depths = np.full(config.posttrain.loss.rollouts, _DEPTH.value, np.int32)
+  draw = phase.objective.draw(np.random.default_rng(0))._replace(depth_G=depths)
+  return _training('posttrain', 'prompts', experiment, phase, draw)
+
+
+def evaluate(config: Config) -> Variant:
+  experiment = Experiment(config, None)
+  params = experiment.init_params()
+
+  def once() -> int:
+    return experiment.evaluator.ranks(params, 'test', (_DEPTH.value,)).shape[1]
+
+  return Variant('evaluate', 'users', once)
+
+
+if __name__ == '__main__':
+  front_door(main)

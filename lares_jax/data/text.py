@@ -1,0 +1,145 @@
+"""Text embeddings of a data set's items, for models that read text: text.npy, float32 [V, W].
+
+    python -m lares_jax.data.text --data=DIR --input=meta.jsonl.gz --item=parent_asin --title=title
+
+The table stands beside the items in DIR, row v for item v; an item without a title gets zeros.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import polars as pl
+import tqdm
+from absl import flags
+
+from lares_jax.data.formats import reading, scan, sources
+from lares_jax.data.store import Store
+from lares_jax.errors import InputError, front_door
+
+Encode = Callable[[Sequence[str]], np.ndarray]  # N texts to [N, W]
+
+_FILE = 'text.npy'
+_TEXTS = 1024  # encoded at a time
+
+
+def titles(store: Store, inputs: str, item: str, title: str) -> list[str]:
+  """The title of each item, '' where there is none; of several, the first.
+
+  Args:
+    store: the data set.
+    inputs: tables (CSV, TSV, JSON Lines, Parquet): paths and globs, commas between.
+    item: their column of raw item ids.
+    title: their column of titles.
+
+  Raises:
+    InputError: a file cannot be read, or none has a title for any item.
+  """
+  ids = pl.DataFrame({'item': store.item_ids})
+  found = []
+  for source in sources(inputs):
+    # A table of titles reads like a log in which the titles are the users.
+    table = scan(source, {'user': title, 'item': item}).select('item', title=pl.col('user'))
+    table = table.filter(pl.col('title').fill_null('') != '').join(ids.lazy(), on='item', how='semi')
+    with reading(source):
+      found.append(table.collect(engine='streaming'))
+  known = pl.concat(found).unique('item', keep='first', maintain_order=True)
+  if known.is_empty():
+    raise InputError(f'{inputs}: no title for any item of {store.directory}; are --item={item} and '
+                     f'--title={title} the right columns?')
+  joined = ids.join(known, on='item', how='left', maintain_order='left')
+  return joined['title'].fill_null('').to_list()
+
+
+def write(store: Store, title_V: Sequence[str], encode: Encode) -> str:
+  """Encodes every title into text.npy, written aside and then renamed; returns its path."""
+  path = os.path.join(store.directory, _FILE)
+  aside = f'{path}.aside'
+  table_VxW = None
+  starts = range(0, len(title_V), _TEXTS)
+  try:
+    for start in tqdm.tqdm(starts, 'encode titles', disable=not sys.stderr.isatty()):
+      texts = title_V[start : start + _TEXTS]
+      block = np.asarray(encode(texts), np.float32)
+      if table_VxW is None:
+        shape = (len(title_V), block.shape[1])
+        table_VxW = np.lib.format.open_memmap(aside, 'w+', np.float32, shape)
+      has_title = np.array([text != '' for text in texts])
+      table_VxW[start : start + len(texts)] = np.where(has_title[:, None], block, 0)
+    table_VxW.flush()
+    os.replace(aside, path)
+  finally:
+    if os.path.exists(aside):
+      os.remove(aside)
+  return path
+
+
+def load(store: Store, width: int, rows: int) -> np.ndarray:
+  """The text table of a data set with `rows` >= V rows, those beyond the items zero [rows, W].
+
+  Raises:
+    InputError: there is none, or it does not fit the data set, or is not `width` wide.
+  """
+  path = os.path.join(store.directory, _FILE)
+  if not os.path.exists(path):
+    raise InputError(f'{path}: no such file; make it with python -m lares_jax.data.text '
+                     f'--data={store.directory}')
+  try:
+    table_VxW = np.load(path, mmap_mode='r')
+  except (OSError, ValueError, EOFError):
+    raise InputError(f'{path}: not a readable array; make it again') from None
+  if table_VxW.ndim != 2 or len(table_VxW) != store.num_items:
+    raise InputError(f'{path}: shape {table_VxW.shape} where {store.num_items} items need one row '
+                     'each; make it again')
+  if table_VxW.shape[1] != width:
+    raise InputError(f'{path}: embeddings of {table_VxW.shape[1]} dimensions; set '
+                     f'model.fusion.text_width={table_VxW.shape[1]}')
+  bad_V = ~np.isfinite(table_VxW).all(axis=1)
+  if bad_V.any():
+    raise InputError(f'{path}: row {int(bad_V.argmax())} is not finite; make it again')
+  out = np.zeros((rows, width), np.float32)
+  out[: len(table_VxW)] = table_VxW
+  return out
+
+
+def sentence_encoder(name: str) -> Encode:
+  """A sentence-transformers model by name or directory.
+
+  Raises:
+    InputError: the library is not installed, or there is no such model.
+  """
+  try:
+    import sentence_transformers
+  except ImportError:
+    raise InputError('encoding titles needs one more library: '
+                     'pip install sentence-transformers') from None
+  try:
+    model = sentence_transformers.SentenceTransformer(name)
+  except (OSError, ValueError) as error:
+    raise InputError(f'--encoder={name}: {error}') from None
+  return lambda texts: model.encode(list(texts), show_progress_bar=False)
+
+
+def main(argv: list[str]) -> None:
+  """The command; see --help."""
+  del argv
+  values = flags.FLAGS.flag_values_dict()
+  for name in ('data', 'input', 'item', 'title'):
+    if not values[name]:
+      raise InputError(f'--{name} is missing; --help shows an example')
+  store = Store.open(values['data'])
+  title_V = titles(store, values['input'], values['item'], values['title'])
+  path = write(store, title_V, sentence_encoder(values['encoder']))
+  count, width = np.load(path, mmap_mode='r').shape
+  print(f'wrote {path}: {count:,} items of {width} dimensions, {title_V.count(""):,} without a title')
+
+
+if __name__ == '__main__':
+  flags.DEFINE_string('data', None, 'A prepared data set.')
+  flags.DEFINE_string('input', None, 'Tables with a title for each item; paths and globs.')
+  flags.DEFINE_string('item', None, 'Their column of raw item ids.')
+  flags.DEFINE_string('title', None, 'Their column of titles.')
+  flags.DEFINE_string('encoder', 'sentence-transformers/sentence-t5-base',
+                      'A sentence-transformers model, by name or directory.')
+  front_door(main)

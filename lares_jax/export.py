@@ -1,0 +1,170 @@
+"""Writes a trained run as one directory that serves without this package.
+
+    python -m lares_jax.export --workdir=DIR --output=DIR2 [--platforms=cpu,cuda,tpu] [--k=10] \\
+        [--table=float32|bfloat16|int8]
+
+    program.bin   StableHLO by jax.export: (params, history [B, L], hidden [B, H], depth) ->
+                  (scores [B, k], items [B, k], user vectors [B, D]); B, H and depth at run time
+    params.npz    its parameters      items.json    raw id of each item number
+    config.json   of the run          metrics.json  its result, and what the type of table costs
+    about.json    limits, defaults    example.py    loads and runs it with jax and numpy alone
+    SHA256SUMS    of all the others, for `sha256sum --check`
+
+A narrow table makes a smaller file; the program widens it when it runs.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from flax import traverse_util
+
+from lares_jax import catalogue, metrics
+from lares_jax.data.rows import Rows
+from lares_jax.errors import InputError, front_door
+from lares_jax.experiment import Experiment, write_json
+from lares_jax.model.lares import at_places
+from lares_jax.recommender import MAX_DEPTH, Recommender, encode, opened
+
+PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
+TABLES = ('float32', 'bfloat16', 'int8')
+_MAX_BATCH = 1024  # histories a call: one tile of the catalogue pass
+
+_WORKDIR = flags.DEFINE_string('workdir', None, 'A trained run.')
+_OUTPUT = flags.DEFINE_string('output', None, 'The directory to write; must not exist yet.')
+_PLATFORMS = flags.DEFINE_list('platforms', ['cpu', 'cuda', 'tpu'], 'Where the program can run.')
+_K = flags.DEFINE_integer('k', 10, 'Items that a call returns for each history.')
+_TABLE = flags.DEFINE_enum('table', 'float32', TABLES, 'How item embeddings are kept.')
+
+
+def main(argv: list[str]) -> None:
+  del argv
+  if not _WORKDIR.value or not _OUTPUT.value:
+    raise InputError('give --workdir=DIR, a trained run, and --output=DIR2')
+  export(_WORKDIR.value, _OUTPUT.value, _PLATFORMS.value, _K.value, _TABLE.value)
+  print(f'wrote {_OUTPUT.value}: try python {_OUTPUT.value}/example.py ITEM ITEM ...')
+
+
+def export(workdir: str, output: str, platforms: Sequence[str] = ('cpu',), k: int = 10,
+           table: str = 'float32') -> None:
+  """Writes the artifact of the run in `workdir` into the new directory `output`.
+
+  Raises:
+    InputError: there is no finished run, `output` is taken, or a platform or k is wrong.
+  """
+  if not platforms or not set(platforms) <= {*PLATFORMS}:
+    raise InputError(f'--platforms={",".join(platforms)}: use some of {",".join(PLATFORMS)}')
+  directory = pathlib.Path(output).absolute()
+  if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+    raise InputError(f'{output}: exists; choose another --output, or delete it')
+  experiment = opened(workdir)
+  recommender = Recommender.of(experiment)
+  if not 1 <= k <= len(recommender.item_ids):
+    raise InputError(f'--k={k}: from 1 to the {len(recommender.item_ids)} items there are')
+  directory.parent.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory(prefix=f'.{directory.name}.', dir=directory.parent) as aside:
+    fresh = pathlib.Path(aside) / 'new'
+    fresh.mkdir()
+    _write(fresh, experiment, recommender, platforms, k, table)
+    os.rename(fresh, directory)
+
+
+def _write(directory: pathlib.Path, experiment: Experiment, recommender: Recommender,
+           platforms: Sequence[str], k: int, table: str) -> None:
+  params = flat_params(recommender, table)
+  np.savez(directory / 'params.npz', **params)  # type: ignore[arg-type]
+  (directory / 'program.bin').write_bytes(serialized(recommender, params, platforms, k))
+  (directory / 'items.json').write_text(json.dumps(recommender.item_ids) + '\n', encoding='utf-8')
+  shutil.copy(experiment.workdir / 'config.json', directory / 'config.json')
+  write_json(directory / 'metrics.json', _metrics(experiment, recommender, params, table))
+  core = recommender.model.config.core_layers
+  write_json(directory / 'about.json', {
+    'k': k, 'depth': recommender.depth, 'max_depth': MAX_DEPTH if core else 0,
+    'max_history': recommender.data.max_history, 'max_batch': _MAX_BATCH,
+    'platforms': list(platforms), 'table': table, 'jax': jax.__version__})
+  shutil.copy(pathlib.Path(__file__).with_name('export_example.py'), directory / 'example.py')
+  sums = [f'{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n'
+          for file in sorted(directory.iterdir())]
+  (directory / 'SHA256SUMS').write_text(''.join(sums), encoding='utf-8')
+
+
+def flat_params(recommender: Recommender, table: str) -> dict[str, np.ndarray]:
+  """Parameters by path, the item table as `table` says, and the items' training counts."""
+  params = traverse_util.flatten_dict(jax.device_get(recommender.params), sep='/')
+  item_VxD = np.asarray(params['item'], np.float32)
+  if table == 'bfloat16':  # as bits: numpy's files do not know the type
+    params['item'] = np.asarray(jnp.asarray(item_VxD, jnp.bfloat16)).view(np.uint16)
+  elif table == 'int8':
+    scale_Vx1 = np.maximum(np.abs(item_VxD).max(axis=1, keepdims=True) / 127, 1e-30)
+    params['item'] = np.rint(item_VxD / scale_Vx1).astype(np.int8)
+    params['item_scale'] = scale_Vx1
+  return {**params, 'train_count': recommender.train_count_V.astype(np.float32)}
+
+
+def model_params(flat: dict[str, Any]) -> dict[str, Any]:
+  """The model's parameters from `flat_params`, all float32 again."""
+  model = {name: x for name, x in flat.items() if name not in ('train_count', 'item_scale')}
+  item_VxD = model['item']
+  if item_VxD.dtype == jnp.uint16:
+    item_VxD = jax.lax.bitcast_convert_type(item_VxD, jnp.bfloat16)
+  model['item'] = item_VxD.astype(jnp.float32) * flat.get('item_scale', 1.0)
+  return traverse_util.unflatten_dict(model, sep='/')
+
+
+def serialized(recommender: Recommender, params: dict[str, np.ndarray], platforms: Sequence[str],
+               k: int) -> bytes:
+  """The program of the artifact; see the head of this file."""
+  scoring = catalogue.CatalogueConfig(
+    **{**vars(recommender.catalogue), 'tile': _MAX_BATCH})
+
+  def program(params, history_BxL, hidden_BxH, depth):
+    tree, real_BxL = model_params(params), history_BxL >= 0
+    place_BxL = jnp.broadcast_to(jnp.arange(history_BxL.shape[1]), history_BxL.shape)
+    rows = Rows(jnp.where(real_BxL, history_BxL, 0), place_BxL, real_BxL - 1, real_BxL)
+    state_BxLxD = encode(recommender.model, tree, rows, recommender.noise_seed, depth)
+    last_Bx1 = jnp.maximum(real_BxL.sum(axis=1, keepdims=True) - 1, 0)
+    some_Bx1 = real_BxL.any(axis=1, keepdims=True)
+    vector_BxD = jnp.where(some_Bx1, at_places(state_BxLxD, last_Bx1)[:, 0], 0.0)
+    score_BxK, item_BxK = catalogue.top_k(
+      vector_BxD, some_Bx1[:, 0], tree['item'], k, scoring, hidden_BxH)
+    score_BxK = jnp.where(some_Bx1, score_BxK, params['train_count'][:k])
+    item_BxK = jnp.where(some_Bx1, item_BxK, jnp.arange(k))  # numbered by falling popularity
+    if scoring.similarity == 'cos':
+      vector_BxD = catalogue.unit(vector_BxD)
+    return score_BxK, item_BxK, vector_BxD
+
+  b, h = jax.export.symbolic_shape('b, h', constraints=[f'b <= {_MAX_BATCH}'])
+  array = jax.ShapeDtypeStruct
+  exported = jax.export.export(jax.jit(program), platforms=platforms)(
+    jax.tree.map(lambda x: array(x.shape, x.dtype), params),
+    array((b, recommender.data.max_history), jnp.int32), array((b, h), jnp.int32),
+    array((), jnp.int32))
+  return bytes(exported.serialize())
+
+
+def _metrics(experiment: Experiment, recommender: Recommender, params: dict[str, np.ndarray],
+             table: str) -> dict[str, Any]:
+  """The run's result and, of a narrow table, the test metrics with it and their change."""
+  result = experiment.result()
+  if table == 'float32':
+    return {'result': result}
+  rank_1xM = experiment.evaluator.ranks(
+    model_params({name: jnp.asarray(x) for name, x in params.items()}), 'test',
+    (recommender.depth,))
+  narrow, full = metrics.summary(rank_1xM[0]), result['test_at_depth']
+  change = {name: narrow[name] - full[name] for name in full}
+  return {'result': result, 'test_at_depth': {'float32': full, table: narrow, 'change': change}}
+
+
+if __name__ == '__main__':
+  front_door(main)

@@ -1,0 +1,66 @@
+"""The whole job on the built-in data set: train the backbone and LARES, compare, recommend.
+
+    bash launch/quickstart.sh [--workdir=runs/quickstart]
+
+The data set is generated, so the best that any model could reach is known and stands in the table.
+"""
+
+import pathlib
+import time
+
+from absl import flags
+
+from configs import quickstart as quickstart_config
+from lares_jax import config as config_lib, metrics, report, run
+from lares_jax.data import synthetic
+from lares_jax.errors import front_door
+from lares_jax.experiment import Experiment
+from lares_jax.recommender import Recommender
+
+_WORKDIR = flags.DEFINE_string('workdir', 'runs/quickstart', 'Where everything goes.')
+COLUMNS = ('recall@10', 'ndcg@10', 'mrr')
+
+
+def main(argv: list[str]) -> None:
+  del argv
+  start = time.time()
+  workdir = pathlib.Path(_WORKDIR.value)
+  plain = _train('plain', workdir / 'depth_0')
+  lares = _train('', workdir / 'lares')
+
+  store = plain.store
+  _, index_M = store.targets('test')
+  popular = metrics.popularity_ranks(store.train_count_V, store.items_N[index_M])
+  lines = [('popularity', metrics.summary(popular)),
+           ('depth 0 (the plain backbone)', plain.result()['test_at_depth'])]
+  result = lares.result()
+  for depth, values in result['test'].items():
+    mark = ' (chosen on validation)' if int(depth) == result['depth'] else ''
+    lines.append((f'LARES at depth {depth}{mark}', values))
+  best = synthetic.best_metrics(synthetic.World())
+  lines.append(('best possible (true probabilities)', best))
+  print('\ntest, every item ranked, history included')
+  print(report.table(['model', *COLUMNS, 'of best NDCG@10'], [
+    [name, *(f'{values[c]:.4f}' for c in COLUMNS), f'{values["ndcg@10"] / best["ndcg@10"]:.0%}']
+    for name, values in lines]))
+
+  print('\nten recommendations each')
+  users = [0, 1, 2]
+  histories = [store.item_ids[store.items_N[store.offsets[u]:store.offsets[u + 1]]].to_list()
+               for u in users]
+  for user, out in zip(users, Recommender.load(str(lares.workdir)).recommend(histories, k=10)):
+    print(f'  {store.user_ids[user]}: {", ".join(out.items)}')
+  print(f'\n{time.time() - start:.0f} s; checkpoints, metrics.jsonl, TensorBoard logs and result.json '
+        f'are in {plain.workdir} and {lares.workdir}')
+
+
+def _train(variant: str, workdir: pathlib.Path) -> Experiment:
+  config = config_lib.typed(quickstart_config.get_config(variant))
+  print(f'training {"the depth-0 backbone" if variant else "LARES"}: see {workdir}/metrics.jsonl')
+  experiment = Experiment.start(config, str(workdir))
+  run.train(experiment)
+  return experiment
+
+
+if __name__ == '__main__':
+  front_door(main)

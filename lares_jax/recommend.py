@@ -1,0 +1,165 @@
+"""Recommends for raw histories, a JSON line in, a JSON line out.
+
+    python -m lares_jax.recommend --workdir=DIR --k=10 [--depth=N] [--noexclude_history] \\
+        < histories.jsonl > recommendations.jsonl
+
+In:   {"user": "u7", "history": ["1482", "933"]}, oldest item first; or the bare list.
+Out:  {"user": "u7", "items": [..], "scores": [..], "source": "model", "unknown": [..]}
+
+Line n of the output answers line n of the input. Items that the model does not know are ignored
+and listed under "unknown"; where that leaves nothing, "source" is "popularity" and the scores are
+training counts. A bad line gets {"line": n, "error": ".."} and the rest goes on. Lines are taken
+--batch at a time, so memory does not grow with the input; --batch=1 answers each line at once.
+"""
+
+import itertools
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from typing import BinaryIO, NamedTuple, NoReturn, TextIO
+
+import tqdm
+from absl import flags
+
+from lares_jax.errors import InputError, front_door
+from lares_jax.recommender import Recommender
+
+_WORKDIR = flags.DEFINE_string('workdir', None, 'A trained run.')
+_K = flags.DEFINE_integer('k', 10, 'Items for each user.')
+_DEPTH = flags.DEFINE_integer('depth', None, 'Reasoning steps; what validation chose if empty.')
+_EXCLUDE = flags.DEFINE_bool('exclude_history', True, 'Leave items of the history out.')
+_BATCH = flags.DEFINE_integer('batch', 4096, 'Lines at a time.')
+
+MAX_LINE = 4 << 20  # bytes; a longer line is an error, and is not kept
+_MAX_BATCH_BYTES = 16 << 20  # a batch of very long lines ends early
+
+
+class Request(NamedTuple):
+  """One line of input."""
+
+  user: str | int | None
+  history: list[str]
+
+
+def main(argv: list[str]) -> int:
+  del argv
+  if not _WORKDIR.value:
+    raise InputError('give --workdir=DIR, a trained run')
+  if _K.value < 1 or _BATCH.value < 1:
+    raise InputError(f'--k={_K.value} --batch={_BATCH.value}: each is 1 or more')
+  recommender = Recommender.load(_WORKDIR.value)
+  recommender.checked_depth(_DEPTH.value)
+  options = dict(k=_K.value, depth=_DEPTH.value, exclude_history=_EXCLUDE.value)
+  try:
+    summary = run(recommender, sys.stdin.buffer, sys.stdout, batch=_BATCH.value, **options)
+  except BrokenPipeError:  # the reader has had enough; nor may closing stdout complain
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+  print(summary, file=sys.stderr)
+  return 0
+
+
+def run(recommender: Recommender, source: BinaryIO, sink: TextIO, *, batch: int, **options) -> str:
+  """Answers every line of `source` in `sink`, in order; returns a sentence on what was done.
+
+  Args:
+    recommender: the model.
+    source: JSON lines.
+    sink: where the answers go; flushed after each batch.
+    batch: lines at a time.
+    **options: of `Recommender.recommend`.
+  """
+  lines, errors, popular = 0, 0, 0
+  bar = tqdm.tqdm(unit=' users', desc='recommend', leave=False, disable=not sys.stderr.isatty())
+  with bar:
+    for taken in _batches(_lines(source), batch):
+      requests = [_parsed(line) for line in taken]
+      good = [r for r in requests if isinstance(r, Request)]
+      answers = iter(recommender.recommend([r.history for r in good], **options))
+      for request in requests:
+        lines += 1
+        if isinstance(request, Request):
+          answer = next(answers)
+          popular += answer.source == 'popularity'
+          out = {'user': request.user, **answer._asdict()}
+        else:
+          errors += 1
+          out = {'line': lines, 'error': request}
+        sink.write(json.dumps(out) + '\n')
+      sink.flush()
+      bar.update(len(taken))
+  return (f'wrote {lines:,} lines to stdout: {lines - errors - popular:,} from the model, '
+          f'{popular:,} from popularity, {errors:,} errors')
+
+
+def parse(line: bytes) -> Request:
+  """What a line asks for.
+
+  Raises:
+    ValueError: it is not what the head of this file describes; the message says how.
+  """
+  if len(line) > MAX_LINE:
+    raise ValueError(f'longer than {MAX_LINE >> 20} MiB')
+  try:
+    content = json.loads(line.decode('utf-8'), parse_constant=_no_constant)
+  except UnicodeDecodeError:
+    raise ValueError('not UTF-8') from None
+  except RecursionError:
+    raise ValueError('nested too deeply') from None
+  except ValueError as error:
+    raise ValueError(f'not JSON: {error}') from None
+  if isinstance(content, list):
+    content = {'history': content}
+  if not isinstance(content, dict) or 'history' not in content:
+    raise ValueError('neither a list of item ids nor an object with a "history"')
+  user, history = content.get('user'), content['history']
+  if not _is_id(user) and user is not None:
+    raise ValueError('"user" is neither a string nor a whole number')
+  if not isinstance(history, list):
+    raise ValueError('"history" is not a list of item ids')
+  for n, item in enumerate(history):
+    if not _is_id(item):
+      raise ValueError(f'"history"[{n}] is neither a string nor a whole number')
+  return Request(user, [str(item) for item in history])
+
+
+def _parsed(line: bytes) -> Request | str:
+  try:
+    return parse(line)
+  except ValueError as error:
+    return str(error)
+
+
+def _is_id(value: object) -> bool:
+  return isinstance(value, str | int) and not isinstance(value, bool)
+
+
+def _no_constant(name: str) -> NoReturn:
+  raise ValueError(f'{name} is not JSON')
+
+
+def _lines(source: BinaryIO) -> Iterator[bytes]:
+  """The lines of a stream; of one that is too long, its beginning."""
+  while line := source.readline(MAX_LINE + 1):
+    rest = line
+    while len(rest) > MAX_LINE and not rest.endswith(b'\n'):
+      rest = source.readline(MAX_LINE + 1)
+    yield line
+
+
+def _batches(lines: Iterable[bytes], count: int) -> Iterator[list[bytes]]:
+  """Up to `count` lines at a time, fewer where they are long."""
+  lines = iter(lines)
+  while first := next(lines, None):
+    taken, size = [first], len(first)
+    for line in itertools.islice(lines, count - 1):
+      taken.append(line)
+      size += len(line)
+      if size > _MAX_BATCH_BYTES:
+        break
+    yield taken
+
+
+if __name__ == '__main__':
+  front_door(main)

@@ -1,0 +1,243 @@
+"""Recommendations for raw histories: raw ids in, raw ids out.
+
+    recommender = lares_jax.Recommender.load('runs/beauty')
+    recommender.recommend([['1482', '933'], []], k=10)
+
+The exported artifact (export.py) runs the same two functions, `encode` and `catalogue.top_k`.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lares_jax import catalogue
+from lares_jax.catalogue import CatalogueConfig
+from lares_jax.data.batches import DataConfig
+from lares_jax.data.rows import Plan, Rows, fill, pack
+from lares_jax.errors import InputError
+from lares_jax.experiment import Experiment
+from lares_jax.model.lares import Lares, initial_state
+from lares_jax.training.sharding import MeshConfig
+
+MAX_DEPTH = 64  # depth is a run-time argument of one program; steps beyond it are skipped
+_CHUNK = 4096  # histories at a time: enough to pack rows well
+_WIDE = 1024  # histories with more items to leave out are ranked one at a time, to bound memory
+
+
+class Recommendation(NamedTuple):
+  """What one history gets."""
+
+  items: list[str]  # raw ids, best first; fewer than k only where the catalogue has no more
+  scores: list[float]  # the model's scores, or training counts if `source` is popularity
+  source: str  # 'model', or 'popularity' where no item of the history is known
+  unknown: list[str]  # raw ids of the history that the model does not know, each once
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Recommender:
+  """A trained model with the raw ids of its items. Open one with `Recommender.load`.
+
+  A history is a sequence of raw item ids, oldest first; its last `data.max_history` known items
+  are read. A depth is the number of reasoning steps, 0 to 64; None is what validation chose.
+  """
+
+  model: Lares
+  params: Any
+  catalogue: CatalogueConfig
+  data: DataConfig
+  batch_rows: int
+  noise_seed: int
+  depth: int
+  item_ids: list[str]
+  train_count_V: np.ndarray
+
+  @classmethod
+  def load(cls, workdir: str) -> 'Recommender':
+    """The model, phase and depth that the run in `workdir` chose on validation.
+
+    Raises:
+      InputError: no finished run there, or its data set has changed since.
+    """
+    return cls.of(opened(workdir))
+
+  @classmethod
+  def of(cls, experiment: Experiment) -> 'Recommender':
+    """The same, of an experiment from `opened`."""
+    config, store, result = experiment.config, experiment.store, experiment.result()
+    params, _, _ = experiment.best(result['phase'])
+    return cls(experiment.model, params, config.catalogue, config.data, config.evaluate.batch_rows,
+               config.evaluate.noise_seed, result['depth'], store.item_ids.to_list(),
+               store.train_count_V)
+
+  def recommend(self, histories: Sequence[Sequence[str]], k: int = 10, depth: int | None = None,
+                exclude_history: bool = True) -> list[Recommendation]:
+    """The k best items for each history, in the order given.
+
+    Args:
+      histories: raw ids; those unknown to the model are ignored, and listed in the answer.
+      k: how many items; a catalogue with fewer gives what it has.
+      depth: reasoning steps.
+      exclude_history: never recommend an item of the whole history, beyond what is read included.
+
+    Raises:
+      InputError: k, depth or the type of a history is wrong.
+    """
+    if k < 1:
+      raise InputError(f'k={k}: use 1 or more')
+    depth, k = self.checked_depth(depth), min(k, len(self.item_ids))
+    out: list[Recommendation] = []
+    for known, unknown in self._chunks(histories):
+      score_MxK, item_MxK = self._popular(len(known), k)
+      some = np.flatnonzero([len(items) > 0 for items in known])
+      query_SxD = self._encoded([known[m] for m in some], depth)
+      hidden = [np.unique(known[m]) if exclude_history else known[m][:0] for m in some]
+      score_MxK[some], item_MxK[some] = self._ranked(query_SxD, hidden, k)
+      for score_K, item_K, items, ids in zip(score_MxK.tolist(), item_MxK.tolist(), known, unknown):
+        best = [(self.item_ids[i], s) for i, s in zip(item_K, score_K) if i >= 0]
+        source = 'model' if len(items) else 'popularity'
+        out.append(Recommendation([i for i, _ in best], [s for _, s in best], source, ids))
+    return out
+
+  def user_vectors(self, histories: Sequence[Sequence[str]],
+                   depth: int | None = None) -> np.ndarray:
+    """A vector for each history, float32 [M, D]; zeros where no item of it is known.
+
+    Its inner product with `item_vectors()` over `catalogue.tau` is the score of `recommend`.
+    """
+    depth = self.checked_depth(depth)
+    parts = [np.zeros((0, self.model.config.backbone.width), np.float32)]
+    for known, _ in self._chunks(histories):
+      parts.append(np.zeros((len(known), parts[0].shape[1]), np.float32))
+      some = np.flatnonzero([len(items) > 0 for items in known])
+      parts[-1][some] = self._comparable(self._encoded([known[m] for m in some], depth))
+    return np.concatenate(parts)
+
+  def item_vectors(self) -> np.ndarray:
+    """A vector for each item, float32 [V, D], in the order of `item_ids`; to fill an ANN index."""
+    return self._comparable(self.params['item'])
+
+  def checked_depth(self, depth: int | None) -> int:
+    """The depth to use.
+
+    Raises:
+      InputError: not one that the model has.
+    """
+    if depth is None:
+      return self.depth
+    most = MAX_DEPTH if self.model.config.core_layers else 0
+    if not 0 <= depth <= most:
+      raise InputError(f'depth={depth}: this model goes from 0 to {most}')
+    return depth
+
+  @functools.cached_property
+  def _number(self) -> dict[str, int]:
+    return {raw: number for number, raw in enumerate(self.item_ids)}
+
+  def _chunks(self, histories) -> Iterator[tuple[list[np.ndarray], list[list[str]]]]:
+    """(known items as numbers, unknown raw ids) of the histories, some at a time."""
+    number = self._number
+    for low in range(0, len(histories), _CHUNK):
+      known, unknown = [], []
+      for n, history in enumerate(histories[low : low + _CHUNK], low):
+        if isinstance(history, str | bytes):
+          raise InputError(f'histories[{n}]={history!r}: a history is a list of item ids')
+        raw = [str(item) for item in history]
+        known.append(np.array([number[i] for i in raw if i in number], np.int32))
+        unknown.append(list(dict.fromkeys(i for i in raw if i not in number)))
+      yield known, unknown
+
+  def _encoded(self, known: list[np.ndarray], depth: int) -> np.ndarray:
+    """User vectors [S, D] of histories of at least one item."""
+    read = [items[-self.data.max_history :] for items in known]
+    length_S = np.array([len(items) for items in read], np.int64)
+    start_S = np.cumsum(length_S) - length_S
+    items_N = np.concatenate([np.zeros(0, np.int32), *read])
+    packed = self.data.rows == 'packed'
+    plan = pack(length_S, self.data.length) if packed else Plan(
+      np.arange(len(read)), np.zeros_like(length_S), len(read))
+    out_SxD = np.zeros((len(read), self.model.config.backbone.width), np.float32)
+    for low in range(0, plan.rows, self.batch_rows):
+      s = np.flatnonzero((plan.row_S >= low) & (plan.row_S < low + self.batch_rows))
+      shape = (min(_padded(plan.rows - low), self.batch_rows), self.data.length)
+      row_s, place_s = plan.row_S[s] - low, plan.place_S[s]
+      rows = fill(items_N, start_S[s], length_S[s], row_s, place_s, shape)
+      state_BxLxD = encode(self.model, self.params, rows, self.noise_seed, depth)
+      out_SxD[s] = np.asarray(state_BxLxD)[row_s, place_s + length_S[s] - 1]
+    return out_SxD
+
+  def _ranked(self, query_SxD: np.ndarray, hidden: list[np.ndarray], k: int):
+    """Scores and items [S, k] of the best not hidden; -inf and -1 where there are no more."""
+    wide_S = np.array([len(items) > _WIDE for items in hidden], bool)
+    score_SxK = np.full((len(hidden), k), -np.inf, np.float32)
+    item_SxK = np.full((len(hidden), k), -1, np.int32)
+    for s in (np.flatnonzero(~wide_S), *np.flatnonzero(wide_S)[:, None]):
+      if not s.size:
+        continue
+      rows, width = _padded(len(s)), _padded(max(len(hidden[m]) for m in s))
+      query = np.pad(query_SxD[s], [(0, rows - len(s)), (0, 0)])
+      hidden_SxH = np.full((rows, width), -1, np.int32)
+      for row, m in enumerate(s):
+        hidden_SxH[row, : len(hidden[m])] = hidden[m]
+      score, item = best(query, np.arange(rows) < len(s), self.params['item'], k, self.catalogue,
+                         hidden_SxH)
+      score_SxK[s], item_SxK[s] = np.asarray(score)[: len(s)], np.asarray(item)[: len(s)]
+    return score_SxK, item_SxK
+
+  def _popular(self, count: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """What is most popular in training, `count` times; items are numbered by falling popularity."""
+    score_K = self.train_count_V[:k].astype(np.float32)
+    return np.tile(score_K, (count, 1)), np.tile(np.arange(k, dtype=np.int32), (count, 1))
+
+  def _comparable(self, x_MxD) -> np.ndarray:
+    x_MxD = jnp.asarray(x_MxD, jnp.float32)
+    return np.asarray(catalogue.unit(x_MxD) if self.catalogue.similarity == 'cos' else x_MxD)
+
+
+def opened(workdir: str) -> Experiment:
+  """A finished run to serve from, on the devices there are, whatever mesh it trained on.
+
+  Raises:
+    InputError: no finished run there, its data set has changed since, or it needs times.
+  """
+  experiment = Experiment.load(workdir)
+  config = dataclasses.replace(experiment.config, mesh=MeshConfig())
+  experiment = dataclasses.replace(experiment, config=config)
+  if experiment.store.fingerprint != experiment.result()['fingerprint']:
+    raise InputError(f'{experiment.store.directory}: not the data set that {workdir} was trained '
+                     'on, so its item numbers mean other items; prepare that one again')
+  if config.model.backbone.times:
+    raise InputError(f'{workdir}: model.backbone.times=True needs the time of every interaction, '
+                     'which raw histories do not have; train with it False')
+  return experiment
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def encode(model: Lares, params, rows: Rows, noise_seed, depth) -> jax.Array:
+  """States [B, L, D] (float32) of every token after `depth` steps: one program for all depths.
+
+  The noise is that of evaluation's first draw, so a history gets the state that evaluation gave it.
+  """
+  apply: Callable[..., Any] = functools.partial(model.apply, {'params': params})
+  h_BxLxD = apply(rows, method='prelude')
+  if not model.config.core_layers:
+    return h_BxLxD.astype(jnp.float32)
+  key = jax.random.fold_in(jax.random.key(noise_seed), 0)
+  z_BxLxD = initial_state(model.config, rows, key, train=False)
+  out = apply(h_BxLxD, rows, z_BxLxD, depth, MAX_DEPTH, method='reason')
+  return jnp.where(depth > 0, out.state_BxLxD, h_BxLxD).astype(jnp.float32)
+
+
+best = jax.jit(catalogue.top_k, static_argnums=(3, 4))
+
+
+def _padded(size: int) -> int:
+  """The next power of four: few sizes, so few programs to compile."""
+  padded = 1
+  while padded < size:
+    padded *= 4
+  return padded

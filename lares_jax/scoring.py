@@ -1,0 +1,64 @@
+"""How a user vector scores an item: the one formula of training, evaluation and serving."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from lares_jax.errors import InputError
+
+# A tie is a difference within the rounding error of a dot product, relative to |q||e|.
+TIE_TOLERANCE = 2.0**-21
+
+
+@dataclasses.dataclass(frozen=True)
+class CatalogueConfig:
+  """How a user vector u scores item v: `dot` u.e / tau, or `cos` of the two / tau."""
+
+  similarity: str = 'dot'
+  tau: float = 1.0
+  tile: int = 1024  # queries at a time
+  block: int = 2048  # items at a time
+  dtype: str = 'float32'  # of the products; sums are float32 always
+  kernel: str = 'auto'  # auto: Pallas on TPU and GPU; plain: XLA alone; pallas: always
+
+  def __post_init__(self):
+    choices = dict(similarity=('dot', 'cos'), kernel=('auto', 'plain', 'pallas'))
+    for key, allowed in choices.items():
+      if getattr(self, key) not in allowed:
+        raise InputError(f'catalogue.{key}={getattr(self, key)!r}: use {" or ".join(allowed)}')
+    if self.tau <= 0:
+      raise InputError(f'catalogue.tau={self.tau}: use a number above 0')
+
+
+def unit(x_MxD: jax.Array) -> jax.Array:
+  """Rows scaled to length one; a zero row stays zero (and has a gradient of zero)."""
+  square_Mx1 = jnp.sum(jnp.square(x_MxD), axis=-1, keepdims=True)
+  return x_MxD * jax.lax.rsqrt(jnp.maximum(square_Mx1, 1e-24))
+
+
+def comparable(x_MxD: jax.Array, config: CatalogueConfig) -> jax.Array:
+  """Vectors as they are compared, float32: of length one for `cos`."""
+  x_MxD = x_MxD.astype(jnp.float32)
+  return unit(x_MxD) if config.similarity == 'cos' else x_MxD
+
+
+def pair_scores(query_MxD, item_MxD, config: CatalogueConfig) -> jax.Array:
+  """Scores of matching rows [M]: the scoring function itself."""
+  query_MxD = comparable(query_MxD, config).astype(config.dtype)
+  item_MxD = comparable(item_MxD, config).astype(config.dtype)
+  return jnp.einsum('md,md->m', query_MxD, item_MxD, preferred_element_type=jnp.float32) / config.tau
+
+
+def block_scores(query_MxD, item_KxD, config: CatalogueConfig) -> jax.Array:
+  """Scores of every query with every item of one block [M, K]."""
+  query_MxD = comparable(query_MxD, config).astype(config.dtype)
+  item_KxD = comparable(item_KxD, config).astype(config.dtype)
+  scores_MxK = jnp.einsum('md,kd->mk', query_MxD, item_KxD, preferred_element_type=jnp.float32)
+  return scores_MxK / config.tau
+
+
+def tie_slack(query_MxD, item_MxD, config: CatalogueConfig) -> jax.Array:
+  """How far apart two scores may lie and still tie [M]; a zero item has none."""
+  length_M = lambda x_MxD: jnp.linalg.norm(comparable(x_MxD, config), axis=-1)
+  return TIE_TOLERANCE * length_M(query_MxD) * length_M(item_MxD) / config.tau

@@ -1,0 +1,207 @@
+"""One device's share of the catalogue: a pass over its items, tile by tile, never [M, V].
+
+Queries are taken in tiles and items in blocks, so that the largest temporary is one tile by one
+block, whatever the batch and the catalogue; the backward pass computes the blocks anew. What the
+shares of several devices add up to is the business of `catalogue`.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lares_jax.scoring import CatalogueConfig, block_scores
+
+_LOWEST = float(np.finfo(np.float32).min)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Share:
+  """Rows of the item table in equal blocks; the last starts early enough to end with the rows.
+
+  Row r holds item `first` + r. Rows beyond the `items` of the whole catalogue are padding: never
+  a class, never a target.
+  """
+
+  table_RxD: jax.Array
+  first: jax.Array | int
+  items: int
+  config: CatalogueConfig
+
+  @property
+  def size(self) -> int:
+    return self.table_RxD.shape[0]
+
+  @property
+  def block(self) -> int:
+    return min(self.size, self.config.block)
+
+  @property
+  def count(self) -> int:
+    return -(-self.size // self.block)
+
+  def start(self, i: jax.Array) -> jax.Array:
+    return jnp.minimum(i * self.block, self.size - self.block)
+
+  def take(self, x_RxD: jax.Array, i: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_slice_in_dim(x_RxD, self.start(i), self.block)
+
+  def scores(self, query_mxD: jax.Array, i: jax.Array) -> jax.Array:
+    return block_scores(query_mxD, self.take(self.table_RxD, i), self.config)
+
+  def item(self, i: jax.Array) -> jax.Array:
+    """Items of block i [K]."""
+    return self.first + self.start(i) + jnp.arange(self.block)
+
+  def fresh(self, i: jax.Array) -> jax.Array:
+    """Which of them are items at all, and in no earlier block [K]."""
+    item_K = self.item(i)
+    return (item_K >= self.first + i * self.block) & (item_K < self.items)
+
+  def add(self, total_RxD: jax.Array, part_KxD: jax.Array, i: jax.Array) -> jax.Array:
+    """`total` with `part` added at the rows of block i, in place where XLA can."""
+    sum_KxD = self.take(total_RxD, i) + part_KxD
+    return jax.lax.dynamic_update_slice_in_dim(total_RxD, sum_KxD, self.start(i), 0)
+
+  def lookup(self, item: jax.Array) -> jax.Array:
+    """Embeddings of items [.., D]; zeros for those that another device holds."""
+    row = item - self.first
+    here = (row >= 0) & (row < self.size)
+    return jnp.where(here[..., None], self.table_RxD[jnp.where(here, row, 0)], 0.0)
+
+  def scatter(self, item: jax.Array, d: jax.Array) -> jax.Array:
+    """The gradient of `lookup` with respect to the rows [R, D]."""
+    row = item - self.first
+    row = jnp.where((row >= 0) & (row < self.size), row, self.size)  # out of range: dropped
+    return jnp.zeros_like(self.table_RxD).at[row].add(d, mode='drop')
+
+
+class _Tiles:
+  """Queries in equal tiles, those that count first, so that tiles of mere filling are skipped."""
+
+  def __init__(self, real_M: jax.Array, tile: int):
+    self._rows = real_M.shape[0]
+    self._tile = min(self._rows, tile)
+    self._count = -(-self._rows // self._tile)
+    self._order_M = jnp.argsort(~real_M)  # stable
+    self.real = self.split(real_M)
+
+  def split(self, x: jax.Array) -> jax.Array:
+    """[M, ..] -> [tiles, tile, ..]."""
+    padding = [(0, self._count * self._tile - self._rows)] + [(0, 0)] * (x.ndim - 1)
+    return jnp.pad(x[self._order_M], padding).reshape(self._count, self._tile, *x.shape[1:])
+
+  def join(self, x: jax.Array) -> jax.Array:
+    """[tiles, tile, ..] -> [M, ..], in the caller's order."""
+    x = x.reshape(-1, *x.shape[2:])[: self._rows]
+    return jnp.zeros_like(x).at[self._order_M].set(x, unique_indices=True)
+
+  def map(self, function, *arrays):
+    """`function(tile of each array)` for every tile with something real; elsewhere zeros."""
+    arrays = tuple(map(self.split, arrays))
+    shapes = jax.eval_shape(function, *(x[0] for x in arrays))
+    skip = lambda *_: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    one = lambda args: jax.lax.cond(args[0].any(), function, skip, *args[1:])
+    return jax.tree.map(self.join, jax.lax.map(one, (self.real, *arrays)))
+
+
+def log_sum_exp(share: Share, query_MxD: jax.Array, real_M: jax.Array) -> jax.Array:
+  """Log-sum-exp of every query's scores with the items of the share [M]."""
+
+  def of_tile(query_mxD):
+    def step(i, carry):
+      high_m, sum_m = carry
+      scores_mxK = jnp.where(share.fresh(i), share.scores(query_mxD, i), -jnp.inf)
+      new_m = jnp.maximum(high_m, scores_mxK.max(axis=1))
+      sum_m = sum_m * jnp.exp(high_m - new_m) + jnp.exp(scores_mxK - new_m[:, None]).sum(axis=1)
+      return new_m, sum_m
+
+    first = jnp.full(query_mxD.shape[0], _LOWEST), jnp.zeros(query_mxD.shape[0])
+    high_m, sum_m = jax.lax.fori_loop(0, share.count, step, first)
+    return high_m + jnp.log(sum_m)
+
+  return _Tiles(real_M, share.config.tile).map(of_tile, query_MxD)
+
+
+def gradients(share: Share, query_MxD, real_M, lse_M, g_M, d_table_RxD):
+  """Gradients of sum(g * lse) by queries and rows, the latter added to `d_table_RxD`.
+
+  `lse_M` is that of the whole catalogue, so each share's gradient is a part of the whole one.
+  """
+  tiles = _Tiles(real_M, share.config.tile)
+
+  def of_tile(d_table_RxD, args):
+    real_m, query_mxD, lse_m, g_m = args
+
+    def step(i, carry):
+      d_query_mxD, d_table_RxD = carry
+      score = lambda query, item: block_scores(query, item, share.config)
+      scores_mxK, pull = jax.vjp(score, query_mxD, share.take(share.table_RxD, i))
+      g_mxK = jnp.exp(scores_mxK - lse_m[:, None]) * g_m[:, None]
+      d_query, d_item_KxD = pull(jnp.where(share.fresh(i), g_mxK, 0.0))
+      return d_query_mxD + d_query, share.add(d_table_RxD, d_item_KxD, i)
+
+    work = lambda carry: jax.lax.fori_loop(0, share.count, step, carry)
+    carry = jnp.zeros_like(query_mxD), d_table_RxD
+    d_query_mxD, d_table_RxD = jax.lax.cond(real_m.any(), work, lambda carry: carry, carry)
+    return d_table_RxD, d_query_mxD
+
+  args = (tiles.real, *map(tiles.split, (query_MxD, lse_M, g_M)))
+  d_table_RxD, d_query = jax.lax.scan(of_tile, d_table_RxD, args)
+  return tiles.join(d_query), d_table_RxD
+
+
+def _hide(scores_mxK, start, hidden_mxH):
+  """Scores with each query's hidden items (ids, -1 fills) at -inf; no [M, V] mask is built."""
+  column_mxH = hidden_mxH - start
+  inside_mxH = (column_mxH >= 0) & (column_mxH < scores_mxK.shape[1])
+  column_mxH = jnp.where(inside_mxH, column_mxH, scores_mxK.shape[1])  # out of range: dropped
+  row_mx1 = jnp.arange(scores_mxK.shape[0])[:, None]
+  return scores_mxK.at[row_mx1, column_mxH].set(-jnp.inf, mode='drop')
+
+
+def count_above(share: Share, query_MxD, real_M, target_M, low_M, high_M, hidden_MxH):
+  """Items of the share but the target that score above `high`, half of those from `low` on [M].
+
+  A NaN score counts as above; items of `hidden_MxH` (-1 fills) do not count.
+  """
+
+  def of_tile(query_mxD, target_m, low_m, high_m, hidden_mxH):
+    def step(i, rank_m):
+      scores_mxK = _hide(share.scores(query_mxD, i), share.item(i)[0], hidden_mxH)
+      # Written with "not below" so that a comparison with NaN counts against the target.
+      above_mxK = 0.5 * ~(scores_mxK < low_m[:, None]) + 0.5 * ~(scores_mxK <= high_m[:, None])
+      other_mxK = share.fresh(i) & (share.item(i) != target_m[:, None])
+      return rank_m + jnp.where(other_mxK, above_mxK, 0.0).sum(axis=1)
+
+    return jax.lax.fori_loop(0, share.count, step, jnp.zeros(target_m.shape[0]))
+
+  return _Tiles(real_M, share.config.tile).map(
+    of_tile, query_MxD, target_M, low_M, high_M, hidden_MxH)
+
+
+def best(share: Share, query_MxD, real_M, k: int, hidden_MxH):
+  """The k best items of the share: (scores [M, k] falling, items [M, k]); ties by lower id."""
+
+  def of_tile(query_mxD, hidden_mxH):
+    def step(i, best):
+      scores_mxK = _hide(share.scores(query_mxD, i), share.item(i)[0], hidden_mxH)
+      scores_mxK = jnp.where(share.fresh(i) & ~jnp.isnan(scores_mxK), scores_mxK, -jnp.inf)
+      score_mxk, column_mxk = jax.lax.top_k(scores_mxK, min(k, share.block))
+      both = jnp.concatenate([best[0], score_mxk], axis=1)
+      items = jnp.concatenate([best[1], column_mxk + share.item(i)[0]], axis=1)
+      return best_of(both, items, k)
+
+    rows = query_mxD.shape[0]
+    first = jnp.full((rows, k), -jnp.inf), jnp.full((rows, k), -1)
+    return jax.lax.fori_loop(0, share.count, step, first)
+
+  return _Tiles(real_M, share.config.tile).map(of_tile, query_MxD, hidden_MxH)
+
+
+def best_of(score_MxN, item_MxN, k: int):
+  """The k best of N candidates; of equal ones, those that come first. None left: -inf and -1."""
+  score_Mxk, place_Mxk = jax.lax.top_k(score_MxN, k)
+  item_Mxk = jnp.take_along_axis(item_MxN, place_Mxk, axis=1)
+  return score_Mxk, jnp.where(jnp.isneginf(score_Mxk), -1, item_Mxk)

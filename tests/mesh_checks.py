@@ -1,0 +1,206 @@
+"""Eight simulated devices against one; run by test_sharding.py in a process of its own.
+
+    python tests/mesh_checks.py DIRECTORY
+
+Prints one line a check: its name, and `ok` or what went wrong.
+"""
+
+import dataclasses
+import os
+import pathlib
+import re
+import sys
+import traceback
+
+os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=8'
+sys.path[:0] = [str(pathlib.Path(__file__).parents[1]), str(pathlib.Path(__file__).parent)]
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+import tiny
+from lares_jax.catalogue import Catalogue, CatalogueConfig
+from lares_jax.experiment import Experiment
+from lares_jax.training import sharding
+from lares_jax.training import state as state_lib
+from lares_jax.training.checkpoint import Checkpoints, abstract
+from lares_jax.training.sharding import MeshConfig
+
+jax.config.update('jax_disable_most_optimizations', True)
+MESHES = {'8x1': (8, 1), '1x8': (1, 8), '2x4': (2, 4)}
+M, V, D = 16, 21, 4  # 21 items: no axis divides them, and the last of eight shares holds none
+CHECKS = {}
+
+
+def check(function):
+  """Registers a check, once for each mesh."""
+  for name, shape in MESHES.items():
+    CHECKS[f'{function.__name__} {name}'] = (function, name, shape)
+  return function
+
+
+def mesh_of(shape):
+  return sharding.build(MeshConfig(*shape))
+
+
+def padded(table_VxD, catalogue):
+  """The table as a mesh holds it; the padding is NaN, so that any use of it shows."""
+  rows = catalogue.rows - len(table_VxD)
+  table = np.concatenate([table_VxD, np.full((rows, table_VxD.shape[1]), np.nan, np.float32)])
+  return jax.device_put(table, NamedSharding(catalogue.mesh, PartitionSpec('catalogue')))
+
+
+def arrays():
+  rng = np.random.default_rng(0)
+  table_VxD = rng.normal(size=(V, D)).astype(np.float32)
+  table_VxD[5] = table_VxD[17]  # a tie across shares
+  target_M = rng.integers(V, size=M)
+  target_M[:2] = 5, 17
+  return (rng.normal(size=(M, D)).astype(np.float32), target_M, rng.random(M) < 0.8, table_VxD,
+          np.stack([(target_M + 1) % V, np.where(rng.random(M) < 0.2, target_M, -1)], axis=1))
+
+
+def close(ours, theirs, what: str, tolerance: float = 1e-5):
+  for (path, a), b in zip(jax.tree.leaves_with_path(ours), jax.tree.leaves(theirs), strict=True):
+    a, b = np.asarray(a), np.asarray(b)
+    a, b = (x[:min(len(a), len(b))] if x.ndim else x for x in (a, b))  # without padding
+    np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance,
+                               err_msg=f'{what} {jax.tree_util.keystr(path)}')
+
+
+@check
+def scores(name, shape):
+  query, target, real, table, hidden = map(jnp.asarray, arrays())
+  for config in (CatalogueConfig('dot', 0.7, 3, 2), CatalogueConfig('cos', 0.1, 100, 100)):
+    def everything(catalogue, table, config=config):
+      def loss(query, table):
+        out = catalogue.likelihood(query, target, real, table)
+        fetched = catalogue.lookup(table, target.reshape(8, 2))
+        return jnp.where(real, out.logprob_M, 0.0) @ jnp.arange(M) + jnp.sin(fetched).sum(), out
+
+      (value, out), grads = jax.value_and_grad(loss, (0, 1), has_aux=True)(query, table)
+      lse_M = jnp.where(real, out.lse_M, 0.0)
+      both = [jnp.where(real, catalogue.ranks(query, target, real, table, h), 0)
+              for h in (None, hidden)]
+      wide = lambda x: jnp.broadcast_to(x, (3, *x.shape))
+      stacked = catalogue.ranks(wide(query), wide(target), wide(real), table)
+      top = catalogue.top_k(query, jnp.ones(M, bool), table, 5, hidden)
+      return value, lse_M, out.target_score_M, grads, both, jnp.where(real, stacked, 0), top
+
+    one, many = Catalogue(config, V), Catalogue(config, V, mesh_of(shape))
+    want = jax.jit(everything, static_argnums=0)(one, table)
+    got = jax.jit(everything, static_argnums=0)(many, padded(np.asarray(table), many))
+    close(got, want, f'{config.similarity} {name}')
+
+
+def experiment(directory, shape, **changes) -> Experiment:
+  config = tiny.make_config(directory / 'data', mesh=MeshConfig(*shape), **changes)
+  config = dataclasses.replace(config, pretrain=dataclasses.replace(
+    config.pretrain, train=dataclasses.replace(config.pretrain.train, batch_rows=8)))
+  return Experiment(config, directory / 'run')
+
+
+def train(experiment: Experiment, state, first: int, steps: int):
+  """The state after `steps` steps of phase one, and the metrics of each."""
+  phase, mesh = experiment.pretraining(), experiment.mesh
+  fresh = lambda params: state_lib.create(params, phase.optimizer, 0.0)
+  if state is None:
+    places = sharding.of_tree(jax.eval_shape(fresh, experiment.abstract_params), mesh)
+    state = jax.jit(fresh, out_shardings=places)(experiment.init_params())
+  step_of = jax.jit(lambda state, batch, draw: state_lib.train_step(
+    state, None, batch, draw, objective=phase.objective, optimizer=phase.optimizer, seed=0, ema=0.0))
+  seen = []
+  for step in range(first, first + steps):
+    draw = phase.objective.draw(np.random.default_rng([0, 3, step]))
+    state, metrics = step_of(state, sharding.put_batch(phase.batches.batch(step), mesh), draw)
+    seen.append({k: float(metrics[k]) for k in ('loss', 'grad_norm')})
+  return state, seen
+
+
+def one_device(directory, cache={}):
+  """The run on one device that all others are held against: 20 steps, and 5 more."""
+  if not cache:
+    device = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ('data', 'catalogue'))
+    alone = experiment(directory, (1, 1))
+    alone.__dict__['mesh'] = device
+    cache['alone'] = alone
+    cache['after 20'] = train(alone, None, 0, 20)
+    cache['after 25'] = train(alone, cache['after 20'][0], 20, 5)
+  return cache
+
+
+@check
+def training(name, shape):
+  cache, split = one_device(DIRECTORY), experiment(DIRECTORY, shape)
+  state, seen = train(split, None, 0, 20)
+  close(seen, cache['after 20'][1], 'metrics', 1e-4)
+  close(state, cache['after 20'][0], f'state after 20 steps on {name}', 1e-5)
+  shares = {x.data.shape for tree in (state.params, state.opt_state[0].mu, state.opt_state[0].nu)
+            for x in tree['item'].addressable_shards}
+  rows = split.catalogue.rows // shape[1]
+  assert shares == {(rows, 8)}, f'a device holds {shares}, not {rows} rows of table and moments'
+  rank = split.evaluator.ranks(state.params, 'valid', (1, 2, 4))
+  want = cache['alone'].evaluator.ranks(
+    jax.device_put(cache['after 20'][0].params, jax.devices()[0]), 'valid', (1, 2, 4))
+  np.testing.assert_allclose(rank, want, atol=1.0, err_msg='ranks')  # near ties may turn
+  assert (rank == want).mean() > 0.98, 'ranks differ beyond near ties'
+
+  # Its checkpoint goes on where there is one device only.
+  saved = Checkpoints(DIRECTORY / name, 'pretrain')
+  saved.save(20, state, {'best_step': -1}, {})
+  saved.wait()
+  alone = cache['alone']
+  shapes = jax.eval_shape(lambda: cache['after 20'][0])
+  state, _ = saved.restore(abstract(shapes, sharding.of_tree(shapes, alone.mesh)))
+  saved.close()
+  state, _ = train(alone, state, 20, 5)
+  close(state, cache['after 25'][0], f'25 steps, 20 of them on {name}', 1e-5)
+
+
+@check
+def traffic(name, shape):
+  """What crosses the wire in a train step and in evaluation never has the size of a share."""
+  split = experiment(DIRECTORY, shape)
+  split.__dict__['store'] = LARGE
+  phase, mesh = split.pretraining(), split.mesh
+  fresh = lambda params: state_lib.create(params, phase.optimizer, 0.0)
+  shapes = jax.eval_shape(fresh, split.abstract_params)
+  state = abstract(shapes, sharding.of_tree(shapes, mesh))
+  batch = sharding.put_batch(phase.batches.batch(0), mesh)
+  step = jax.jit(lambda state, batch, draw: state_lib.train_step(
+    state, None, batch, draw, objective=phase.objective, optimizer=phase.optimizer, seed=0, ema=0.0))
+  hlo = step.lower(state, batch, phase.objective.draw(np.random.default_rng(0))).compile().as_text()
+  share = split.catalogue.rows // shape[1] * 8
+  gathered = gathers(hlo)
+  assert max(gathered, default=0) < share / 4, (
+    f'an all-gather of {max(gathered)} numbers; a share of the table has {share}')
+  assert 'all-reduce' in hlo, 'no collective at all: this test has lost its subject'
+
+
+def gathers(hlo: str) -> list[int]:
+  """Numbers in the result of every all-gather and all-to-all of a compiled program."""
+  out = []
+  for line in hlo.splitlines():
+    found = re.search(r'= (.*?) (all-gather|all-to-all|collective-permute)(-start)?\(', line)
+    if found:
+      out += [int(np.prod([int(n) for n in dims.split(',') if n]))
+              for dims in re.findall(r'\w+\[([\d,]*)\]', found[1])]
+  return out
+
+
+if __name__ == '__main__':
+  DIRECTORY = pathlib.Path(sys.argv[1])
+  tiny.make_store(DIRECTORY / 'data')
+  LARGE = tiny.make_store(DIRECTORY / 'large', users=900, items=5003)
+  for label, (function, name, shape) in CHECKS.items():
+    if len(sys.argv) > 2 and sys.argv[2] not in label:
+      continue
+    try:
+      function(name, shape)
+      print(f'{label}: ok', flush=True)
+    except Exception as error:
+      traceback.print_exc()
+      print(f'{label}: {" ".join(str(error).split())[:600]}', flush=True)

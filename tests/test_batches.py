@@ -1,0 +1,148 @@
+"""Rows and batches: every target once, in its own context, the same whoever asks."""
+
+import grain
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+from tiny import make_store
+
+from lares_jax.data.batches import DataConfig, TrainBatches, Windows, eval_batches
+from lares_jax.data.rows import pack
+from lares_jax.errors import InputError
+
+
+@pytest.fixture(scope='module')
+def store(tmp_path_factory):
+  return make_store(tmp_path_factory.mktemp('store'), users=60, longest=30)
+
+
+PACKED = DataConfig(row_length=16, max_history=8)
+PREFIX = DataConfig(rows='prefix', max_history=8)
+
+
+@given(st.lists(st.integers(1, 16), max_size=60))
+@settings(max_examples=60, deadline=None)
+def test_packed_segments_fit_and_do_not_overlap(lengths):
+  length_S = np.array(lengths, np.int64)
+  plan = pack(length_S, 16)
+  taken = np.zeros((plan.rows, 16), int)
+  for row, place, length in zip(plan.row_S, plan.place_S, length_S):
+    assert place + length <= 16
+    taken[row, place:place + length] += 1
+  assert (taken <= 1).all() and taken.sum() == length_S.sum()
+  if lengths:
+    assert (taken.sum(1) > 0).all(), 'an empty row is a row too many'
+
+
+def _targets(batches, store):
+  """(context, target) of every scored token of an epoch."""
+  out = []
+  for step in range(batches.steps_per_epoch):
+    b = batches.batch(step)
+    place = b.place_BxA
+    if place is None:
+      place = np.broadcast_to(np.arange(b.rows.item_BxL.shape[1]), b.target_BxA.shape)
+    for row, a in zip(*np.nonzero(b.scored_BxA)):
+      at = place[row, a]
+      mine = b.rows.segment_BxL[row] == b.rows.segment_BxL[row, at]
+      mine &= b.rows.real_BxL[row] & (np.arange(len(mine)) <= at)
+      out.append((tuple(b.rows.item_BxL[row][mine]), int(b.target_BxA[row, a])))
+  return out
+
+
+@pytest.mark.parametrize('config', (PACKED, PREFIX), ids=('packed', 'prefix'))
+def test_an_epoch_has_every_target_once_with_enough_of_its_own_history(tmp_path, config):
+  store = make_store(tmp_path, users=60, items=900, longest=30)  # items that tell histories apart
+  batches = TrainBatches(store, config, batch_rows=1, pairs=0, seed=0)
+  left = {}
+  for user, end in zip(*store.targets('train')):
+    history = tuple(store.items_N[store.offsets[user]:end])
+    left.setdefault(int(store.items_N[end]), []).append(history)
+  for context, target in _targets(batches, store):
+    whole = [h for h in left[target] if h[-len(context):] == context
+             and len(context) >= min(len(h), config.max_history) / 2]
+    assert whole, f'target {target} came with the context {context}, which no user had'
+    left[target].remove(whole[0])
+  assert not any(left.values()), 'some targets never came'
+
+
+def test_long_histories_are_windowed_with_at_least_half_of_the_context(store):
+  windows = Windows.sliding(store, 8)
+  assert (windows.length_S > windows.context_S).all()
+  assert set(windows.context_S) == {0, 4}
+  assert (windows.length_S - windows.context_S).sum() == len(store.targets('train')[1])
+
+
+def test_partners_share_the_target_and_are_others_where_there_are_any(store):
+  batches = TrainBatches(store, PACKED, batch_rows=4, pairs=8, seed=0)
+  count = np.bincount(store.items_N[store.targets('train')[1]], minlength=store.num_items)
+  pairs, others = 0, 0
+  for step in range(2 * batches.steps_per_epoch):
+    b = batches.batch(step)
+    for p in np.flatnonzero(b.paired_P):
+      a_row, a_at = divmod(int(b.anchor_P[p]), 16)
+      p_row, p_at = divmod(int(b.partner_P[p]), 16)
+      target = b.target_BxA[a_row, a_at]
+      assert b.scored_BxA[a_row, a_at] and target == b.pair_target_P[p]
+      mine = lambda rows, row, at: tuple(rows.item_BxL[row][
+        (rows.segment_BxL[row] == rows.segment_BxL[row, at]) & (np.arange(16) <= at)])
+      anchor, partner = mine(b.rows, a_row, a_at), mine(b.partner, p_row, p_at)
+      histories = [tuple(store.items_N[store.offsets[u]:e][-8:]) for u, e in
+                   zip(*store.targets('train')) if store.items_N[e] == target]
+      assert partner in histories, 'a partner must be the history of another such target'
+      pairs += count[target] > 1
+      others += count[target] > 1 and partner[-4:] != anchor[-4:]
+  assert pairs > 50 and others > 0.9 * pairs, 'partners must be drawn from the other occurrences'
+
+
+def test_kept_prompts_alone_are_scored(store):
+  kept = np.zeros(len(store.items_N), bool)
+  kept[store.targets('train')[1][::3]] = True
+  batches = TrainBatches(store, PACKED, batch_rows=1, pairs=0, seed=0, kept_N=kept)
+  scored = sum(int(batches.batch(s).scored_BxA.sum()) for s in range(batches.steps_per_epoch))
+  assert scored == kept.sum() == batches.targets
+
+
+def _same(a, b):
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_a_batch_is_a_function_of_seed_and_step_whatever_the_workers(store):
+  make = lambda seed: TrainBatches(store, PACKED, batch_rows=4, pairs=4, seed=seed)
+  steps = range(3, 3 + 2 * make(0).steps_per_epoch)
+  want = [make(0).batch(step) for step in steps]
+  for threads in (1, 4):
+    batches = make(0)
+    dataset = grain.MapDataset.range(3, steps.stop).map(lambda s, b=batches: b.batch(int(s)))
+    got = list(dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads)))
+    assert len(got) == len(want)
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+  assert not np.array_equal(make(1).batch(3).rows.item_BxL, want[0].rows.item_BxL)
+  assert not np.array_equal(want[0].rows.item_BxL, want[1].rows.item_BxL)
+
+
+@pytest.mark.parametrize('config', (PACKED, PREFIX), ids=('packed', 'prefix'))
+def test_evaluation_batches_hold_every_history_once(store, config):
+  user, index = store.targets('test')
+  seen = []
+  for b in eval_batches(store.items_N, store.offsets[user], index, store.items_N[index], config, 4,
+                        hide=True):
+    for row, a in zip(*np.nonzero(b.scored_BxA)):
+      m, at = b.index_BxA[row, a], b.place_BxA[row, a]
+      history = store.items_N[store.offsets[user[m]]:index[m]]
+      mine = (b.rows.segment_BxL[row] == b.rows.segment_BxL[row, at]) & b.rows.real_BxL[row]
+      np.testing.assert_array_equal(b.rows.item_BxL[row][mine], history[-8:])
+      assert mine[at] and not mine[at + 1:].any(), 'the scored place is the last of the history'
+      assert b.target_BxA[row, a] == store.items_N[index[m]]
+      hidden = b.hidden_BxAxH[row, a]
+      assert sorted(hidden[hidden >= 0]) == sorted(history)
+      seen.append(m)
+  assert sorted(seen) == list(range(len(user)))
+
+
+def test_settings_that_cannot_be_are_named():
+  with pytest.raises(InputError, match='packed or prefix'):
+    DataConfig(rows='both')
+  with pytest.raises(InputError, match='row_length'):
+    DataConfig(row_length=10, max_history=20)

@@ -1,0 +1,280 @@
+"""Readers: every format gives the same rows, and every fault is told by file and row."""
+
+import json
+
+import polars as pl
+import pytest
+
+from lares_jax.data import formats
+from lares_jax.data.log import read
+from lares_jax.errors import InputError
+
+ROWS = [('u 1', 'a', 3), ('ü😀', 'b "q"', 1), ('u 1', 'c', 2), ('u 1', 'a', 2)]
+NAMES = {'user': 'who', 'item': 'what', 'time': 'when'}
+
+
+def write(path, content) -> str:
+  path.write_bytes(content if isinstance(content, bytes) else content.encode())
+  return str(path)
+
+
+def load(inputs, names=None, format_name='auto', **options):
+  """The rows of a log as (user, item, time), in the order of the log in memory."""
+  log, left_out = read(formats.sources(inputs, format_name), names or {}, **options)
+  ids = [log.user_ids[log.rows['user']].to_list(), log.item_ids[log.rows['item']].to_list()]
+  times = [log.rows['time'].to_list()] if 'time' in log.rows.columns else []
+  return list(zip(*ids, *times)), left_out
+
+
+def in_order(rows):
+  users = sorted({user for user, *_ in rows})
+  return sorted(rows, key=lambda row: (users.index(row[0]), row[2]))
+
+
+def delimited(separator, quote):
+  lines = [separator.join(['who', 'what', 'when', 'extra'])]
+  for user, item, time in ROWS:
+    item = '"' + item.replace('"', '""') + '"' if quote else item
+    lines.append(separator.join([user, item, str(time), 'x']))
+  return '\n'.join(lines) + '\n'
+
+
+@pytest.mark.parametrize(
+  ('name', 'text'),
+  [
+    ('log.csv', delimited(',', True)),
+    ('log.csv', delimited(';', True)),
+    ('log.tsv', delimited('\t', False)),
+    ('log.csv', '\ufeff' + delimited(',', True).replace('\n', '\r\n')),
+    ('log.csv', delimited(',', True).replace('\n', '\r\n', 2).rstrip('\n')),  # mixed line ends
+    ('log.csv', delimited(',', True).replace('\n', '\n\n')),  # blank lines
+    ('log.jsonl', ''.join(json.dumps(dict(zip(NAMES.values(), row))) + '\n' for row in ROWS)),
+    ('log.jsonl', ''.join(
+      json.dumps(dict(zip(NAMES.values(), row)), ensure_ascii=False) + '\r\n' for row in ROWS)),
+  ])
+def test_text_with_named_columns(tmp_path, name, text):
+  rows, _ = load(write(tmp_path / name, text), NAMES)
+  assert rows == in_order(ROWS)
+
+
+def test_parquet_with_any_type_of_id_and_time(tmp_path):
+  path = str(tmp_path / 'log.parquet')
+  table = pl.DataFrame(ROWS, schema=[*NAMES.values()], orient='row')
+  for when in (pl.Int32, pl.UInt64, pl.Float64, pl.Datetime('ms')):
+    table.with_columns(pl.col('when').cast(when), row=0, fault=1).write_parquet(path)
+    assert load(path, NAMES)[0] == in_order(ROWS), f'times of type {when}'
+  table.with_columns(pl.col('who', 'what').cast(pl.Categorical)).write_parquet(path)
+  assert load(path, NAMES)[0] == in_order(ROWS)
+  pl.DataFrame({'who': [10, 9], 'what': [2**63 - 1, 0], 'when': [1, 1]}).write_parquet(path)
+  assert load(path, NAMES)[0] == [('9', '0', 1), ('10', str(2**63 - 1), 1)]
+
+
+def test_the_formats_with_names_of_their_own(tmp_path):
+  rows = [('1', '10', 5), ('1', '11', 6), ('2', '10', 7)]
+  recbole = 'user_id:token\titem_id:token\trating:float\ttimestamp:float\n'
+  for name, header, line in [
+    ('ml.inter', recbole, '{}\t{}\t3\t{}'),
+    ('ratings.dat', '', '{}::{}::3::{}'),
+    ('ratings.csv', 'userId,movieId,rating,timestamp\n', '{},{},3.5,{}'),
+    ('Video_Games.csv', 'user_id,parent_asin,rating,timestamp\n', '{},{},5.0,{}'),
+  ]:
+    text = header + '\n'.join(line.format(*row) for row in rows) + '\n'
+    assert load(write(tmp_path / name, text))[0] == rows, name
+  text = 'user_id:token\titem_id:token\n1\t10\n1\t11\n2\t10\n'
+  assert load(write(tmp_path / 'notime.inter', text))[0] == [row[:2] for row in rows]
+  text = '1 10 11\r\n2 10 \n'
+  assert load(write(tmp_path / 'beauty.txt', text))[0] == [row[:2] for row in rows]
+
+
+@pytest.mark.parametrize('kind', ['gzip', 'zstd'])
+def test_compressed_text(tmp_path, kind):
+  path = str(tmp_path / {'gzip': 'log.csv.gz', 'zstd': 'log.csv.zst'}[kind])
+  table = pl.DataFrame(ROWS * 2000, schema=[*NAMES.values()], orient='row')
+  table.write_csv(path, compression=kind)
+  assert load(path, NAMES)[0] == in_order(ROWS * 2000)
+  whole = open(path, 'rb').read()
+  write(tmp_path / path, whole[: len(whole) // 2])
+  with pytest.raises(InputError, match=r'log\.csv\.\w+: the compressed data ends early'):
+    load(path, NAMES)
+
+
+def test_globs_and_lists_keep_the_declared_order(tmp_path):
+  for k in range(3):
+    write(tmp_path / f'part{k}.csv', f'who,what,when\nu,i{k},1\n')
+  rows = [('u', f'i{k}', 1) for k in range(3)]
+  assert load(str(tmp_path / 'part*.csv'), NAMES)[0] == rows
+  backwards = ','.join(str(tmp_path / f'part{k}.csv') for k in (2, 1, 0))
+  assert load(backwards, NAMES)[0] == rows[::-1], 'ties are broken by file order as declared'
+
+
+def test_times_with_fractions_become_millionths(tmp_path):
+  path = write(tmp_path / 'log.csv', 'who,what,when\nu,a,2.5\nu,b,1\nu,c, 1.0000016e0\n')
+  log, _ = read(formats.sources(path), NAMES)
+  assert log.time_scale == 10**6
+  assert log.rows['time'].to_list() == [1_000_000, 1_000_002, 2_500_000]
+  path = write(tmp_path / 'log.csv', 'who,what,when\nu,a,2.0\nu,b,9223372036854775807\n')
+  log, _ = read(formats.sources(path), NAMES)
+  assert log.time_scale == 1 and log.rows['time'].to_list() == [2, 2**63 - 1]
+
+
+def test_ids_of_any_length_and_kind_come_back(tmp_path):
+  ids = ['x' * 10240, ' lead', "o'neil", 'a,b', 'é́', '0x1F', '00', '0', 'null', 'NaN', '-']
+  table = pl.DataFrame({'who': ids, 'what': ids[::-1], 'when': range(len(ids))})
+  table.write_csv(tmp_path / 'log.csv')
+  table.write_ndjson(tmp_path / 'log.jsonl')
+  expected = sorted(zip(ids, ids[::-1], range(len(ids))))
+  for name in ('log.csv', 'log.jsonl'):
+    assert load(str(tmp_path / name), NAMES)[0] == expected, name
+
+
+HEADER = 'who,what,when\n'
+FAULTS = [
+  (HEADER + 'u,a,1\nu,b,2,3\n', 'row 3: more fields'),
+  (HEADER + 'u,a,1\nu,b\n', 'row 3: no time'),
+  (HEADER + '\n\n,a,1\n', 'row 4: no user'),
+  (HEADER + 'u,,1\n', 'row 2: no item'),
+  (HEADER + 'u,"",1\n', 'row 2: no item'),
+  (HEADER + 'u,a,noon\n', 'row 2: the time is not a number'),
+  (HEADER + 'u,a,NaN\n', 'row 2: the time is not a number'),
+  (HEADER + 'u,a,inf\n', 'row 2: the time is not a number'),
+  (HEADER + 'u,a,-1\n', 'row 2: the time is negative'),
+  (HEADER + 'u,a,-0.5\n', 'row 2: the time is negative'),
+  (HEADER + 'u,a,9223372036854775808\n', 'row 2: the time does not fit'),
+  (HEADER.encode() + b'u,a,1\nu,\xff\xfe,1\n', 'row 3: not UTF-8'),
+]
+
+
+@pytest.mark.parametrize(('text', 'said'), FAULTS)
+def test_a_faulty_row_is_told_or_skipped(tmp_path, text, said):
+  good = b'u,z,7\n'
+  path = write(tmp_path / 'log.csv', (text if isinstance(text, bytes) else text.encode()) + good)
+  with pytest.raises(InputError, match=rf'log\.csv: {said}') as caught:
+    load(path, NAMES)
+  assert '\n' not in str(caught.value)
+  rows, left_out = load(path, NAMES, skip_bad_rows=True)
+  assert ('u', 'z', 7) in rows and sum(left_out.values()) == 1
+
+
+@pytest.mark.parametrize(
+  ('name', 'text', 'said'),
+  [
+    ('log.jsonl', '{"who": 1, "what": 2, "when": 3}\n{"who": 1, "wh', 'row 2: not a line of JSON'),
+    ('log.jsonl', '{"who": 1, "what": null, "when": 3}\n', 'row 1: no item'),
+    ('log.csv', 'who,what,when\nu,a,1\nu,"b,2\nu,c,3\n', 'row 3: quotes that do not pair up'),
+    ('log.csv', 'who,thing,when\n', "row 1: no column 'what' among 'who, thing, when'"),
+    ('log.csv', 'who,what,when\nu,"a"b,1\n', 'row 2: quotes that do not pair up'),
+    ('log.csv', 'who,what,when\ru,a,1\r', r'row 1: no header; lines must end in'),
+    ('log.tsv', 'who\twhat\twhen\nu\ta\t1\n'.encode('utf-16'), 'row 1: no column'),
+    ('log.tsv', 'who,what,when\nu,a,1\n', 'is its delimiter the right one'),
+    ('log.csv', '', 'empty file'),
+    ('log.csv', 'who,what,when\n', 'no interactions'),
+    ('log.parquet', b'PAR1 and then nothing', 'log.parquet'),
+    ('log.what', 'hello world\n', 'cannot tell its format; say --format='),
+  ])
+def test_a_faulty_file_is_told(tmp_path, name, text, said):
+  with pytest.raises(InputError, match=said) as caught:
+    load(write(tmp_path / name, text), NAMES)
+  assert name in str(caught.value) and '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  ('name', 'text', 'said'),
+  [
+    ('beauty.txt', '1 2 3\n2\n', 'row 2: a user without items'),
+    ('beauty.txt', '1 2 3\n2 4  5\n', 'row 2: a gap in the item list'),
+    ('beauty.txt', '1 2 3\n2 4 x5\n', 'row 2: ids of this format are integers'),
+    ('beauty.txt', '1 2 3\n2,4,5\n', 'row 2: ids of this format are integers'),
+    ('ratings.dat', '1::2::3::4\n1::2::3::4::5\n', 'row 2: more fields'),
+    ('ratings.dat', '1::2::3::4\n1,2,3,4\n', 'row 2: no item'),
+    ('ratings.csv', 'userId,movieId,rating\n1,2,3\n', "row 1: no column 'timestamp'"),
+    ('x.inter', 'user_id:token,item_id:token\n', 'delimiter'),
+    ('x.csv', 'user_id,parent_asin,rating\nu,a,1\n', "no column 'timestamp'"),
+  ])
+def test_faults_of_the_formats_with_names_of_their_own(tmp_path, name, text, said):
+  with pytest.raises(InputError, match=said):
+    load(write(tmp_path / name, text))
+
+
+def test_what_can_be_wrong_with_the_request(tmp_path):
+  csv = write(tmp_path / 'log.csv', HEADER + 'u,a,1\n')
+  txt = write(tmp_path / 'log.txt', '1 2 3\n')
+  for inputs, names, said in [
+    (str(tmp_path / 'no*.csv'), NAMES, 'no such file'),
+    (str(tmp_path), NAMES, 'no such file'),
+    (f'{csv},{txt}', NAMES, 'several formats'),
+    (csv, {}, r'say --user=NAME, one of its columns: .who,what,when.'),
+    (csv, {'user': 'who'}, 'say --item=NAME'),
+    (csv, {**NAMES, 'tie': 'rank'}, "no column 'rank'"),
+    (txt, NAMES, 'leave out the options that ask for more .user, item, time'),
+  ]:
+    with pytest.raises(InputError, match=said):
+      load(inputs, names)
+  pl.DataFrame({'who': [1.5], 'what': [2], 'when': [3]}).write_parquet(tmp_path / 'f.parquet')
+  with pytest.raises(InputError, match='user column is Float64; ids are text or integers'):
+    load(str(tmp_path / 'f.parquet'), NAMES)
+
+
+def test_minimum_rating_and_tie_break(tmp_path):
+  header = 'who,what,when,stars,rank\n'
+  path = write(tmp_path / 'log.csv', header + 'u,a,1,5,10\nu,b,1,2,1\nu,c,1,4,9\n')
+  names = {**NAMES, 'rating': 'stars', 'tie': 'rank'}
+  rows, left_out = load(path, names, min_rating=3)
+  assert [row[1] for row in rows] == ['c', 'a'], 'ranks are numbers: 9 before 10'
+  assert left_out == {'rows rated too low': 1}
+  path = write(tmp_path / 'log.csv', header + 'u,a,1,good,1\n')
+  with pytest.raises(InputError, match='row 2: the rating is not a number'):
+    load(path, names, min_rating=3)
+
+
+# A log that comes split, three ways: plain rows, rows with histories, RecBole's lists.
+SPLIT = {
+  'train': [('u', 'a', 1), ('u', 'b', 2), ('v', 'b', 1)],
+  'valid': [('u', 'c', 3), ('v', 'c', 2)],
+  'test': [('u', 'a', 4), ('v', 'd', 3)],
+}
+
+
+def write_split(directory, style) -> str:
+  history = {}
+  for part, rows in SPLIT.items():
+    lines = []
+    for user, item, time in rows:
+      earlier = ' '.join(history.get(user, []))
+      if style == 'recbole' and earlier:
+        lines.append(f'{user}\t{earlier}\t{item}')
+      elif style != 'recbole':
+        lines.append(f'{user},{item},5.0,{time}' + (f',{earlier}' if style == 'history' else ''))
+      history.setdefault(user, []).append(item)
+    header = {
+      'plain': 'user_id,parent_asin,rating,timestamp',
+      'history': 'user_id,parent_asin,rating,timestamp,history',
+      'recbole': 'user_id:token\titem_id_list:token_seq\titem_id:token',
+    }[style]
+    suffix = 'inter' if style == 'recbole' else 'csv'
+    write(directory / f'{style}.{part}.{suffix}', '\n'.join([header, *lines]) + '\n')
+  return str(directory / f'{style}.*.{suffix}')
+
+
+@pytest.mark.parametrize('style', ['plain', 'history', 'recbole'])
+def test_a_log_that_comes_split(tmp_path, style):
+  log, _ = read(formats.sources(write_split(tmp_path, style)), {})
+  found = list(zip(log.user_ids[log.rows['user']], log.item_ids[log.rows['item']],
+                   log.rows['part']))
+  expected = [(user, item, part) for part, rows in enumerate(SPLIT.values())
+              for user, item, _ in rows]
+  assert found == sorted(expected, key=lambda row: (row[0], row[2]))
+
+
+def test_a_split_log_lacks_nothing(tmp_path):
+  pattern = write_split(tmp_path, 'plain')
+  (tmp_path / 'plain.valid.csv').unlink()
+  with pytest.raises(InputError, match='needs train, valid and test; got test, train'):
+    load(pattern)
+  pattern = write_split(tmp_path, 'history')
+  path = tmp_path / 'history.valid.csv'
+  write(path, path.read_text().replace('a b', 'a x'))
+  with pytest.raises(InputError, match="row 2 of the valid part: the history of user 'u'"):
+    load(pattern)
+  write(path, path.read_text().replace('a x', 'a  b'))
+  with pytest.raises(InputError, match='row 2: a gap in the item list'):
+    load(pattern)

@@ -1,0 +1,80 @@
+"""No step builds an array with an axis of items and another of rows, positions or steps."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from tiny import make_config, make_store
+
+from lares_jax.catalogue import CatalogueConfig
+from lares_jax.experiment import Experiment
+from lares_jax.training import state as state_lib
+
+ITEMS, BLOCK = 1009, 64  # a prime, so that no other axis is as long by chance
+
+
+def _shapes(jaxpr):
+  """Shapes of every intermediate, inside loops, branches and calls too."""
+  for equation in jaxpr.eqns:
+    for variable in equation.outvars:
+      if hasattr(variable.aval, 'shape'):
+        yield tuple(variable.aval.shape), equation.primitive.name
+    for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr):
+      if _is_jaxpr(inner):
+        yield from _shapes(getattr(inner, 'jaxpr', inner))
+
+
+def _is_jaxpr(x) -> bool:
+  return hasattr(x, 'eqns') or hasattr(x, 'jaxpr')
+
+
+def _check(function, args, width: int):
+  shapes = list(_shapes(jax.make_jaxpr(function)(*args).jaxpr))
+  assert len(shapes) > 300, 'the walk saw too little: it no longer enters the inner jaxprs'
+  for shape, name in shapes:
+    others = list(shape)
+    if ITEMS in others:
+      others.remove(ITEMS)
+      assert np.prod(others, dtype=int) <= width, f'{name} builds {shape}: items times something'
+    assert np.prod(shape, dtype=int) <= 4 * ITEMS * width, f'{name} builds {shape}'
+
+
+@pytest.fixture(scope='module')
+def experiment(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('memory')
+  store = make_store(folder / 'store', users=120, items=ITEMS, longest=30)
+  config = make_config(store.directory, catalogue=CatalogueConfig(tile=32, block=BLOCK))
+  return Experiment.start(config, str(folder / 'run'))
+
+
+def test_the_walk_would_see_a_full_score_matrix():
+  with pytest.raises(AssertionError, match='items times something'):
+    many = lambda x: jax.lax.fori_loop(0, 400, lambda i, x: x, x)
+    scores = lambda q, e: sum(many(q + i).sum() for i in range(300)) + jax.nn.relu(q @ e.T).sum()
+    _check(scores, (np.zeros((64, 8), np.float32), np.zeros((ITEMS, 8), np.float32)), 8)
+
+
+@pytest.mark.parametrize('phase', ('pretrain', 'posttrain'))
+def test_train_step(experiment, phase):
+  params = experiment.init_params()
+  phase = experiment.pretraining() if phase == 'pretrain' else experiment.posttraining(params, None)
+  state = state_lib.create(params, phase.optimizer, 0.0)
+  batch, draw = phase.batches.batch(0), phase.objective.draw(np.random.default_rng(0))
+  _check(lambda *args: state_lib.train_step(
+    *args, objective=phase.objective, optimizer=phase.optimizer, seed=0, ema=0.0),
+    (state, phase.reference, jax.tree.map(np.asarray, batch), draw), 8)
+
+
+@pytest.mark.parametrize('exclude', (False, True))
+def test_evaluation(experiment, monkeypatch, exclude):
+  params, evaluator = experiment.init_params(), experiment.evaluator
+  inner = type(evaluator)._batch_ranks.__wrapped__
+
+  def walked(params, batch, key, depths):
+    _check(lambda params, batch: inner(evaluator, params, batch, key, depths), (params, batch), 8)
+    return np.zeros((len(depths), *batch.target_BxA.shape))
+
+  monkeypatch.setattr(type(evaluator), '_batch_ranks', staticmethod(walked))
+  evaluator = dataclasses.replace(evaluator)
+  evaluator.ranks(params, 'test', (1, 2, 4), exclude_history=exclude)

@@ -1,0 +1,163 @@
+"""The model's own laws: causality, company, depth, and one set of parameters."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import MODEL
+
+from lares_jax.data.rows import Rows, fill
+from lares_jax.errors import InputError
+from lares_jax.model import depth
+from lares_jax.model.depth import DepthConfig
+from lares_jax.model.lares import Lares, ModelConfig, initial_state
+
+ITEMS = np.arange(20, dtype=np.int32)
+
+
+def _rows(starts, lengths, rows, places, shape) -> Rows:
+  as_array = lambda x: np.array(x, np.int64)
+  return fill(ITEMS, as_array(starts), as_array(lengths), as_array(rows), as_array(places), shape)
+
+
+def _init(config, rows, cap=3):
+  model = Lares(config, len(ITEMS))
+  z0 = initial_state(config, rows, jax.random.key(1), train=False)
+  params = model.init(jax.random.key(0), rows, z0, 1, cap=cap)['params']
+  # Larger weights than at the start, so that a leak would show.
+  params = jax.tree.map(lambda x: x * 5 if x.ndim > 1 else x, params)
+  return model, params
+
+
+def test_no_output_depends_on_a_later_input_or_on_another_segment():
+  rows = _rows([0, 5], [5, 3], [0, 0], [0, 5], (1, 8))
+  model, params = _init(MODEL, rows)
+  z0 = initial_state(MODEL, rows, jax.random.key(1), train=False)
+
+  def out(item_LxD, z_LxD):  # as a function of each token's own embedding and noise
+    table = params['item'].at[rows.item_BxL[0]].set(item_LxD)
+    return model.apply({'params': {**params, 'item': table}}, rows, z_LxD[None], 3, cap=3
+                       ).state_BxLxD[0] @ jnp.arange(8.0)
+
+  grads = jax.jacrev(out, (0, 1))(params['item'][rows.item_BxL[0]], z0[0])
+  for jacobian_LxLxD in grads:
+    flows_LxL = np.abs(jacobian_LxLxD).max(-1) > 0
+    segment = rows.segment_BxL[0]
+    allowed = np.tri(8, dtype=bool) & (segment[:, None] == segment[None, :])
+    np.testing.assert_array_equal(flows_LxL, allowed, 'gradients flow where they must not, or do not')
+
+
+def test_a_history_alone_or_in_company_gives_the_same_states():
+  alone = _rows([4], [5], [0], [0], (1, 8))
+  company = _rows([0, 4, 9], [3, 5, 4], [0, 0, 1], [0, 3, 2], (2, 8))
+  model, params = _init(MODEL, alone)
+  run = lambda rows: model.apply(
+    {'params': params}, rows, initial_state(MODEL, rows, jax.random.key(1), train=False), 3, cap=4
+    ).state_BxLxD
+  np.testing.assert_allclose(run(alone)[0, :5], run(company)[0, 3:8], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('combine', ('add', 'concat', 'gated'))
+def test_parameters_and_program_are_the_same_at_every_depth(combine):
+  config = dataclasses.replace(MODEL, combine=combine)
+  rows = _rows([0, 5], [5, 3], [0, 1], [0, 0], (2, 8))
+  shapes = [jax.tree.map(jnp.shape, _init(config, rows, cap)[1]) for cap in (1, 6)]
+  assert shapes[0] == shapes[1]
+  model, params = _init(config, rows)
+  traces = []
+
+  @jax.jit
+  def run(depth_B):
+    traces.append(1)
+    z0 = initial_state(config, rows, jax.random.key(1), train=False)
+    place = np.array([[4], [2]])
+    out = model.apply({'params': params}, rows, z0, depth_B, cap=6, place_BxA=place)
+    return out.state_BxLxD, out.states_TxBxAxD, out.distance_T
+
+  deep, states, _ = run(jnp.array([6, 6]))
+  for d in (1, 2, 5):
+    state, _, distance = run(jnp.array([d, d]))
+    np.testing.assert_allclose(state[0, 4], states[d - 1, 0, 0], rtol=1e-6)
+    np.testing.assert_allclose(state[1, 2], states[d - 1, 1, 0], rtol=1e-6)
+    assert (distance[:d] > 0).all() and (distance[d:] == 0).all()
+  mixed, _, _ = run(jnp.array([6, 2]))
+  np.testing.assert_allclose(mixed[0], deep[0], rtol=1e-6)
+  np.testing.assert_allclose(mixed[1, 2], states[1, 1, 0], rtol=1e-6)
+  assert len(traces) == 1, 'depth must be traced: one program for all'
+
+
+def test_gradients_of_the_conditional_scan_equal_the_unrolled_ones():
+  rows = _rows([0, 5], [5, 3], [0, 1], [0, 0], (2, 8))
+  z0 = initial_state(MODEL, rows, jax.random.key(1), train=False)
+  grads = {}
+  for remat in (False, True):
+    model, params = _init(dataclasses.replace(MODEL, remat=remat), rows)
+    for cap in (3, 7):
+      loss = lambda p, m=model, c=cap: (m.apply({'params': p}, rows, z0, 3, cap=c).state_BxLxD**2).sum()
+      grads[remat, cap] = jax.grad(loss)(params)
+  want = grads.pop((False, 3))
+  for key, got in grads.items():
+    jax.tree.map(lambda a, b, key=key: np.testing.assert_allclose(
+      a, b, rtol=1e-4, atol=1e-6, err_msg=f'remat, cap = {key}'), got, want)
+
+
+def test_initial_states():
+  rows = _rows([0, 5], [5, 3], [0, 1], [0, 0], (2, 8))
+  draw = lambda initial, train, key=0: np.asarray(initial_state(
+    dataclasses.replace(MODEL, initial=initial), rows, jax.random.key(key), train))
+  assert (draw('zero', True) == 0).all() and (draw('normal_zero', False) == 0).all()
+  assert np.abs(draw('normal_zero', True)).max() > 0
+  assert np.abs(draw('normal', True)).max() <= 9.0, 'cut at 3 std, then scaled by 3'
+  wide = Rows(*(np.tile(x, (200, 1)) for x in rows))
+  sample = np.asarray(initial_state(MODEL, wide, jax.random.key(3), train=True))
+  assert abs(sample.std() - 3 * 0.9866) < 0.05 and abs(sample.mean()) < 0.05
+  first, again, other = draw('normal', False), draw('normal', False), draw('normal', False, 1)
+  assert (first == again).all() and (first != other).any()
+  assert (first[0, 0] != first[0, 1]).any(), 'noise is drawn for every token'
+
+
+def test_dropout_masks_are_anew_each_step_or_shared():
+  rows = _rows([0, 5], [5, 3], [0, 1], [0, 0], (2, 8))
+  for mask in ('step', 'shared'):
+    config = dataclasses.replace(MODEL, core_mask=mask, core_dropout=0.5, embed_dropout=0.0,
+                                 pre_dropout=0.0)
+    model, params = _init(config, rows)
+    # A core-block fed the same state twice: Z_1 = Z_2 can only hold if the masks are the same.
+    params['scan']['step']['step_norm']['norm'] = {'scale': jnp.zeros(8), 'bias': jnp.arange(8.0)}
+    out = model.apply({'params': params}, rows, jnp.zeros((2, 8, 8)), 2, cap=2, train=True,
+                      place_BxA=np.array([[4], [2]]), rngs={'dropout': jax.random.key(0)})
+    same = np.allclose(out.states_TxBxAxD[0], out.states_TxBxAxD[1], atol=1e-6)
+    assert same == (mask == 'shared')
+
+
+def test_bf16_compute_keeps_float32_parameters_and_stays_close():
+  rows = _rows([0, 5], [5, 3], [0, 1], [0, 0], (2, 8))
+  model, params = _init(MODEL, rows)
+  half = dataclasses.replace(MODEL, backbone=dataclasses.replace(MODEL.backbone, dtype='bfloat16'))
+  run = lambda config: Lares(config, len(ITEMS)).apply(
+    {'params': params}, rows, initial_state(config, rows, jax.random.key(1), False), 2, cap=2
+    ).state_BxLxD
+  assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(params))
+  assert run(half).dtype == jnp.bfloat16
+  np.testing.assert_allclose(run(half)[0, :5].astype(jnp.float32), run(MODEL)[0, :5], atol=0.1)
+
+
+@pytest.mark.parametrize('law', depth.DISTRIBUTIONS)
+def test_depths_stay_in_bounds_and_are_a_function_of_the_generator(law):
+  config = DepthConfig(4, law)
+  draws = depth.draw(config, np.random.default_rng(0), 20_000)
+  assert draws.min() >= 1 and draws.max() <= config.cap
+  mean = {'poisson_lognormal': 4.9, 'uniform': 4.5, 'constant': 4.0}.get(law, 4.0)
+  assert abs(draws.mean() - mean) < 0.1, f'mean depth {draws.mean():.2f} where {mean} was expected'
+  again = depth.draw(config, np.random.default_rng(0), 20_000)
+  np.testing.assert_array_equal(draws, again)
+  assert depth.draw(DepthConfig(0, law), np.random.default_rng(0)) == 0
+
+
+def test_settings_that_cannot_be_are_named():
+  with pytest.raises(InputError, match='combine'):
+    ModelConfig(combine='sum')
+  with pytest.raises(InputError, match='distribution'):
+    DepthConfig(4, 'normal')

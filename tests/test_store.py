@@ -1,0 +1,139 @@
+"""The prepared data set on disk: what goes in comes out, and damage is told."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import polars as pl
+import pytest
+
+from lares_jax.data import store
+from lares_jax.data.store import Store
+from lares_jax.errors import InputError
+
+# Two users: 'b' has train x y y, valid z, test x; 'a' is new in test with z, w.
+SMALL = dict(
+  items_N=np.array([0, 1, 1, 2, 0, 2, 3]),
+  times_N=np.array([1, 2, 3, 4, 5, 4, 6]),
+  offsets=np.array([0, 5, 7]),
+  valid_start_U=np.array([3, 5]),
+  test_start_U=np.array([4, 5]),
+  user_ids=pl.Series(['b', 'a']),
+  item_ids=pl.Series(['x', 'y', 'z', 'w']),
+  meta={'sources': ['log']},
+)
+
+
+def write(directory, **changes) -> Store:
+  directory.mkdir()
+  return store.write(str(directory), **{**SMALL, **changes})
+
+
+def test_round_trip_numbers_items_by_popularity_then_id(tmp_path):
+  opened = write(tmp_path / 'set')
+  assert (opened.num_users, opened.num_items, len(opened.items_N)) == (2, 4, 7)
+  assert opened.item_ids.to_list() == ['y', 'x', 'w', 'z'], 'falling train_count, ties by raw id'
+  assert opened.train_count_V.tolist() == [2, 1, 0, 0]
+  assert opened.user_ids.to_list() == ['b', 'a']
+  assert opened.item_ids[opened.items_N].to_list() == list('xyyzxzw')
+  assert opened.items_N.dtype == np.int32 and opened.offsets.dtype == np.int64
+  np.testing.assert_array_equal(opened.times_N, SMALL['times_N'])
+  assert opened.meta['sources'] == ['log']
+
+
+def test_targets_leave_out_what_has_no_history(tmp_path):
+  opened = write(tmp_path / 'set')
+  targets = {name: [part.tolist() for part in opened.targets(name)] for name in store.PARTS}
+  assert targets == {'train': [[0, 0], [1, 2]], 'valid': [[0], [3]], 'test': [[0, 1], [4, 6]]}
+
+
+def test_item_index_knows_text_numbers_and_strangers(tmp_path):
+  ids = pl.Series(['10', '9', 'ü 😀', '007'])
+  opened = write(tmp_path / 'set', item_ids=ids)
+  found = opened.item_index(['ü 😀', '007', 'nobody', '10'])
+  assert found.dtype == np.int32
+  assert [opened.item_ids[int(item)] if item >= 0 else None for item in found] == [
+    'ü 😀', '007', None, '10']
+  np.testing.assert_array_equal(
+    opened.item_index(np.array([9, 10, 7])), opened.item_index(['9', '10', '7']))
+  assert opened.item_index([]).tolist() == []
+
+
+@pytest.mark.parametrize(
+  ('ids', 'ordered'),
+  [(['10', '9', '-1'], ['-1', '9', '10']), (['10', '9', 'a'], ['10', '9', 'a']),
+   (['7', '07', '6'], ['6', '07', '7'])])
+def test_ids_are_in_order_of_value_where_all_are_integers(ids, ordered):
+  assert pl.Series(ids)[store.id_order(pl.Series(ids))].to_list() == ordered
+
+
+def test_fingerprint_follows_everything_that_training_sees(tmp_path):
+  variants = [
+    {},
+    {'items_N': np.array([0, 1, 1, 2, 0, 2, 2])},
+    {'times_N': None},
+    {'times_N': SMALL['times_N'] + 1},
+    {'valid_start_U': np.array([2, 5])},
+    {'test_start_U': np.array([5, 5])},
+    {'offsets': np.array([0, 5, 7]), 'user_ids': pl.Series(['b', 'c'])},
+    {'item_ids': pl.Series(['x', 'y', 'z', 'v'])},
+  ]
+  prints = {write(tmp_path / str(k), **change).fingerprint for k, change in enumerate(variants)}
+  assert len(prints) == len(variants), 'two different data sets share a fingerprint'
+  again = write(tmp_path / 'again', meta={'sources': ['other name']})
+  assert again.fingerprint == write(tmp_path / 'first').fingerprint
+
+
+FILES = ['items.npy', 'times.npy', 'offsets.npy', 'valid_start.npy', 'test_start.npy',
+         'users.arrow', 'items.arrow', 'meta.json']
+
+
+@pytest.mark.parametrize('name', FILES)
+@pytest.mark.parametrize('damage', ['missing', 'cut', 'empty'])
+def test_a_damaged_file_is_named(tmp_path, name, damage):
+  write(tmp_path / 'set')
+  path = tmp_path / 'set' / name
+  if damage == 'missing':
+    path.unlink()
+  else:
+    path.write_bytes(path.read_bytes()[: -7 if damage == 'cut' else 0])
+  with pytest.raises(InputError, match=rf'{name}: .*prepare the data set again'):
+    Store.open(tmp_path / 'set')
+
+
+def test_a_file_of_another_data_set_is_seen(tmp_path):
+  write(tmp_path / 'set')
+  for name, array, said in [
+    ('offsets', np.array([0, 5, 6]), 'offsets.npy: does not span'),
+    ('valid_start', np.array([3, 8]), 'out of order at user 1'),
+    ('items', np.zeros(7, np.int64), 'items.npy: int64'),
+    ('items', np.zeros(6, np.int32), 'items.npy: 6 entries'),
+  ]:
+    copy = tmp_path / 'copy'
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(tmp_path / 'set', copy)
+    np.save(copy / f'{name}.npy', array)
+    store.write_meta(str(copy), json.loads((copy / 'meta.json').read_text()))  # sizes as found
+    with pytest.raises(InputError, match=said):
+      Store.open(copy)
+
+
+def test_nothing_appears_unless_the_block_succeeds(tmp_path):
+  output = tmp_path / 'deep' / 'set'
+  with pytest.raises(RuntimeError), store.written_aside(output) as directory:
+    store.write(directory, **SMALL)
+    raise RuntimeError
+  assert os.listdir(output.parent) == [], 'a failed run must leave nothing behind'
+  for _ in range(2):  # the second takes the place of the first
+    with store.written_aside(output) as directory:
+      store.write(directory, **SMALL)
+  assert os.listdir(output.parent) == ['set']
+  assert Store.open(output).num_users == 2
+
+
+def test_what_is_no_data_set_is_not_replaced(tmp_path):
+  (tmp_path / 'thesis.txt').write_text('precious')
+  with pytest.raises(InputError, match='no whole data set'), store.written_aside(tmp_path):
+    pass
+  assert (tmp_path / 'thesis.txt').read_text() == 'precious'

@@ -1,0 +1,86 @@
+"""Text embeddings beside a data set, with an encoder made up for the test."""
+
+import os
+import sys
+
+import numpy as np
+import pytest
+from tiny import make_store
+
+from lares_jax.data import text
+from lares_jax.errors import InputError
+
+
+@pytest.fixture
+def store(tmp_path):
+  return make_store(tmp_path / 'data')
+
+
+def _encode(texts):
+  return np.array([[len(t), t.count('a'), 1] for t in texts], np.float32)
+
+
+@pytest.mark.parametrize('kind', ('csv', 'jsonl'))
+def test_each_title_is_encoded_into_its_own_item(store, tmp_path, kind, monkeypatch):
+  monkeypatch.setattr(text, '_TEXTS', 7)
+  named = {f'i{v}': 'a' * v + ', "x"' for v in range(1, 30)}  # i0 has none
+  if kind == 'csv':
+    lines = ['asin,price,name', 'unknown,1,other']
+    lines += [f'{k},2,"{v.replace(chr(34), chr(34) * 2)}"' for k, v in named.items()]
+    lines += ['i5,3,a second title', 'i0,3,']
+  else:
+    lines = ['{"name": "other", "asin": "unknown"}', '{"asin": "i0", "name": null}']
+    lines += [f'{{"asin": "{k}", "name": "{v.replace(chr(34), chr(92) + chr(34))}"}}'
+              for k, v in named.items()]
+  path = tmp_path / f'meta.{kind}'
+  path.write_text('\n'.join(lines) + '\n')
+  title_V = text.titles(store, str(path), 'asin', 'name')
+  assert title_V == [named.get(i, '') for i in store.item_ids]
+  written = text.write(store, title_V, _encode)
+  assert os.listdir(store.directory).count('text.npy') == 1
+  assert not [f for f in os.listdir(store.directory) if 'aside' in f]
+  table = text.load(store, 3, 32)
+  np.testing.assert_array_equal(table[:30, 1], [t.count('a') for t in title_V])
+  nothing = list(store.item_ids).index('i0')
+  assert not table[nothing].any() and not table[30:].any()
+  np.testing.assert_array_equal(np.load(written), table[:30])
+
+
+def test_a_failing_encoder_leaves_the_former_table(store):
+  text.write(store, ['a'] * 30, _encode)
+  fed = []
+
+  def breaks(texts):
+    fed.append(texts)
+    raise RuntimeError('out of memory')
+
+  with pytest.raises(RuntimeError):
+    text.write(store, ['b'] * 30, breaks)
+  assert fed and (text.load(store, 3, 30)[:, 1] == 1).all()
+  assert not [f for f in os.listdir(store.directory) if 'aside' in f]
+
+
+def test_what_does_not_fit_is_said(store, tmp_path, monkeypatch):
+  with pytest.raises(InputError, match=r'lares_jax\.data\.text'):
+    text.load(store, 3, 30)
+  text.write(store, ['a'] * 30, _encode)
+  with pytest.raises(InputError, match=r'text_width=3'):
+    text.load(store, 768, 30)
+  path = os.path.join(store.directory, 'text.npy')
+  np.save(path, np.zeros((29, 3), np.float32))
+  with pytest.raises(InputError, match='30 items'):
+    text.load(store, 3, 30)
+  broken = np.zeros((30, 3), np.float32)
+  broken[4, 1] = np.nan
+  np.save(path, broken)
+  with pytest.raises(InputError, match='row 4'):
+    text.load(store, 3, 30)
+  other = tmp_path / 'meta.csv'
+  other.write_text('asin,name\nx,y\n')
+  with pytest.raises(InputError, match='no title for any item'):
+    text.titles(store, str(other), 'asin', 'name')
+  with pytest.raises(InputError, match='title'):
+    text.titles(store, str(other), 'asin', 'title')
+  monkeypatch.setitem(sys.modules, 'sentence_transformers', None)
+  with pytest.raises(InputError, match='pip install sentence-transformers'):
+    text.sentence_encoder('any')

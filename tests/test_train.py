@@ -1,0 +1,160 @@
+"""Whole runs on tiny data: one program, exact resume, faults, and what is left on disk."""
+
+import dataclasses
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+from tiny import make_config, make_store
+
+from lares_jax import config as config_lib, run
+from lares_jax.errors import InputError
+from lares_jax.experiment import Experiment
+from lares_jax.training import loop, state as state_lib
+
+ALL = 'pretrain,select,posttrain'
+
+
+@pytest.fixture(scope='module')
+def store(tmp_path_factory):
+  return make_store(tmp_path_factory.mktemp('store')).directory
+
+
+def _params(experiment, phase):
+  return [np.asarray(x) for x in jax.tree.leaves(experiment.best(phase)[0])]
+
+
+@pytest.fixture(scope='module')
+def finished(store, tmp_path_factory):
+  """An uninterrupted run of all three phases."""
+  experiment = Experiment.start(make_config(store, phases=ALL), str(tmp_path_factory.mktemp('run')))
+  run.train(experiment)
+  return experiment
+
+
+def test_a_run_leaves_what_it_promises(finished):
+  result = finished.result()
+  assert set(result['test']) == {'1', '2', '4'}
+  assert result['phase'] in ('pretrain', 'posttrain') and result['depth'] in (1, 2, 4)
+  assert result['fingerprint'] == finished.store.fingerprint and result['seed'] == 0
+  best = max(result['validation'].values(), key=lambda m: m['ndcg@10'])
+  assert result['validation'][str(result['depth'])] == best, 'depth is chosen on validation'
+  lines = [json.loads(line) for line in (finished.workdir / 'metrics.jsonl').open()]
+  kinds = {(line['phase'], line['kind']) for line in lines}
+  assert kinds == {(p, k) for p in ('pretrain', 'posttrain') for k in ('train', 'validation')}
+  first = next(line for line in lines if line['phase'] == 'posttrain')
+  assert first['kind'] == 'validation' and first['step'] == 0, 'phase two is validated before it starts'
+  for key in ('loss', 'cross_entropy', 'trajectory', 'step', 'grad_norm', 'depth', 'targets_per_s'):
+    assert any(key in line for line in lines if line['phase'] == 'pretrain'), key
+  for key in ('reward', 'equal_groups', 'kl', 'advantage_spread'):
+    assert any(key in line for line in lines if line['phase'] == 'posttrain'), key
+  again = Experiment.load(str(finished.workdir))
+  assert again.config == finished.config
+
+
+class _Stop(Exception):
+  pass
+
+
+@pytest.mark.parametrize('phase, at', (('pretrain', 6), ('posttrain', 5)))
+def test_a_killed_run_ends_with_the_same_bits(finished, store, tmp_path, monkeypatch, phase, at):
+  """Killed without warning after `at` steps of a phase; the same command goes on."""
+  experiment = lambda: Experiment.start(make_config(store, phases=ALL), str(tmp_path))
+  count, settle = 0, loop._settle
+
+  def deadly(*args):
+    nonlocal count
+    count += args[4].name == phase
+    if count > at:
+      raise _Stop
+    return settle(*args)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(loop, '_settle', deadly)
+    with pytest.raises(_Stop):
+      run.train(experiment())
+  run.train(experiment())
+  for phase in ('pretrain', 'posttrain'):
+    for a, b in zip(_params(finished, phase), _params(experiment(), phase), strict=True):
+      np.testing.assert_array_equal(a, b)
+  strip = lambda workdir: [(x['phase'], x['step'], x['kind']) for x in map(
+    json.loads, (workdir / 'metrics.jsonl').open())]
+  assert strip(tmp_path) == strip(finished.workdir), 'metrics lines are missing or repeated'
+
+
+def test_a_signal_saves_and_says_how_it_ended(store, tmp_path, monkeypatch):
+  experiment = Experiment.start(make_config(store), str(tmp_path))
+  settle, count = loop._settle, 0
+
+  def signalled(*args):
+    nonlocal count
+    count += 1
+    if count == 3:
+      os.kill(os.getpid(), signal.SIGTERM)
+    return settle(*args)
+
+  monkeypatch.setattr(loop, '_settle', signalled)
+  with pytest.raises(loop.Interrupted) as stop:
+    run.train(experiment)
+  assert stop.value.code == 143
+  assert loop.Checkpoints(tmp_path, 'pretrain').latest_step in (3, 4)
+
+
+def test_one_compilation_for_all_depths_and_steps(store, tmp_path, monkeypatch):
+  traces, step = [], state_lib.train_step
+
+  def counted(*args, **kwargs):
+    traces.append(1)
+    return step(*args, **kwargs)
+
+  monkeypatch.setattr(loop.state_lib, 'train_step', counted)
+  experiment = Experiment.start(make_config(store), str(tmp_path))
+  loop.run(experiment.pretraining(), experiment.init_params(), tmp_path, {}, experiment.mesh)
+  assert len(traces) == 1
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_update(store, tmp_path):
+  experiment = Experiment.start(make_config(store), str(tmp_path))
+  phase = experiment.pretraining()
+  params = experiment.init_params()
+  params['position'] = params['position'].at[0, 0].set(np.nan)
+  with pytest.raises(InputError, match=r'step 0 is not finite \(.*loss.*first parameter.*input_norm.*on_nan'):
+    loop.run(phase, params, tmp_path, {}, experiment.mesh)
+  assert loop.Checkpoints(tmp_path, 'pretrain').latest_step is None
+
+
+def test_a_workdir_of_another_config_or_data_set_is_refused(store, tmp_path):
+  Experiment.start(make_config(store), str(tmp_path))
+  with pytest.raises(InputError, match=r'seed \(0 there, 1 here\)'):
+    Experiment.start(make_config(store, seed=1), str(tmp_path))
+  other = make_store(tmp_path / 'other', seed=1).directory
+  with pytest.raises(InputError, match='the data set'):
+    Experiment.start(make_config(other), str(tmp_path))
+  Experiment.start(make_config(store, phases=ALL), str(tmp_path))  # which phases to run may change
+
+
+def test_a_misspelt_key_names_the_nearest():
+  values = config_lib.defaults()
+  values.unlock()
+  values.pretrain.train.epoch = 3
+  with pytest.raises(InputError, match=r'config.pretrain.train.epoch does not exist.*train.epochs'):
+    config_lib.typed(values)
+  values = config_lib.defaults()
+  with values.ignore_type():
+    values.seed = 'one'
+  with pytest.raises(InputError, match='config.seed'):
+    config_lib.typed(values)
+  assert config_lib.typed(config_lib.defaults()) == config_lib.Config()
+
+
+def test_evaluation_does_not_depend_on_the_batch(finished):
+  params, _, _ = finished.best('pretrain')
+  ranks = [dataclasses.replace(
+    finished.evaluator, config=dataclasses.replace(finished.config.evaluate, batch_rows=rows)
+    ).ranks(params, 'test', (1, 4)) for rows in (4, 7)]
+  np.testing.assert_array_equal(*ranks)
+  draws = [finished.evaluator.ranks(params, 'test', (1,), draw=d) for d in (0, 1)]
+  assert (draws[0] != draws[1]).any(), 'another draw of the noise is another result'
