@@ -1,7 +1,7 @@
 """Measures speed and memory on this machine; variants take turns in one process.
 
-    python -m lares_jax.benchmark --config=configs/beauty.py --config.data.path=../shared/data/beauty.txt \\
-        [--what=packed,prefix,posttrain,evaluate] [--depth=4] [--rounds=5] [--json]
+    python -m lares_jax.benchmark --config=configs/beauty.py \\
+        --config.data.path=../shared/data/beauty.txt [--what=packed,prefix,posttrain,evaluate] [--depth=4] [--rounds=5] [--json]
 
   packed     phase one, rows of several histories, the config's batch
   prefix     phase one as published: a row for every target, three forwards, 1,024 targets a step
@@ -13,6 +13,7 @@ Each figure is the median of the rounds, after a warm-up that compiles. Depth is
 
 import dataclasses
 import json
+import pathlib
 import resource
 import time
 from collections.abc import Callable
@@ -23,11 +24,13 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from lares_jax import config as config_lib, report
+from lares_jax import config as config_lib
+from lares_jax import report
 from lares_jax.config import Config
 from lares_jax.errors import InputError, front_door
 from lares_jax.experiment import Experiment
-from lares_jax.training import loop, sharding, state as state_lib
+from lares_jax.training import loop, sharding
+from lares_jax.training import state as state_lib
 
 _CONFIG = config_flags.DEFINE_config_file('config', help_string='A file of configs/.')
 _WHAT = flags.DEFINE_list('what', ['packed', 'prefix', 'posttrain', 'evaluate'], 'What to measure.')
@@ -52,9 +55,7 @@ class Variant:
 
 def main(argv: list[str]) -> None:
   del argv
-  if _CONFIG.value is None:
-    raise InputError('give --config=configs/NAME.py')
-  config = config_lib.typed(_CONFIG.value)
+  config = config_lib.of_flag(_CONFIG.value)
   makers = {'packed': packed, 'prefix': prefix, 'posttrain': posttrain, 'evaluate': evaluate}
   unknown = [w for w in _WHAT.value if w not in makers]
   if unknown:
@@ -112,7 +113,7 @@ def _training(name: str, unit: str, experiment: Experiment, phase: loop.Phase, d
 
 
 def _pretraining(name: str, config: Config) -> Variant:
-  experiment = Experiment(config, None)
+  experiment = Experiment(config, pathlib.Path())
   phase = experiment.pretraining()
   draw = phase.objective.draw(np.random.default_rng(0))
   fixed = draw._replace(depth=np.int32(_DEPTH.value if config.depth.mean else 0), pick=np.int32(1))
@@ -133,7 +134,7 @@ def prefix(config: Config) -> Variant:
 
 
 def posttrain(config: Config) -> Variant:
-  experiment = Experiment(config, None)
+  experiment = Experiment(config, pathlib.Path())
   phase = experiment.posttraining(experiment.init_params(), None)
   depths = np.full(config.posttrain.loss.rollouts, _DEPTH.value, np.int32)
   draw = phase.objective.draw(np.random.default_rng(0))._replace(depth_G=depths)
@@ -141,7 +142,7 @@ def posttrain(config: Config) -> Variant:
 
 
 def evaluate(config: Config) -> Variant:
-  experiment = Experiment(config, None)
+  experiment = Experiment(config, pathlib.Path())
   params = experiment.init_params()
 
   def once() -> int:

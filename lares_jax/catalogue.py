@@ -15,8 +15,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from lares_jax import scoring, share as share_lib
-from lares_jax.scoring import CatalogueConfig, pair_scores, tie_slack
+from lares_jax import negatives, scoring
+from lares_jax import share as share_lib
+from lares_jax.negatives import Popularity
+from lares_jax.scoring import CatalogueConfig, block_scores, pair_scores, tie_slack
 from lares_jax.share import Share
 
 
@@ -44,6 +46,7 @@ class Catalogue:
   config: CatalogueConfig
   items: int  # V
   mesh: Mesh | None = None
+  popularity: Popularity | None = None  # for sampled losses
 
   @property
   def rows(self) -> int:
@@ -51,16 +54,19 @@ class Catalogue:
     shares = self.mesh.shape['catalogue'] if self.mesh else 1
     return -(-self.items // shares) * shares
 
-  def likelihood(self, query_MxD, target_M, real_M, table_RxD) -> Likelihood:
-    """Exact softmax over the catalogue.
+  def likelihood(self, query_MxD, target_M, real_M, table_RxD, key=None) -> Likelihood:
+    """Softmax over the catalogue: exact, or what `catalogue.loss` puts in its place.
 
     Args:
       query_MxD: user vectors.
       target_M: items.
       real_M: False where a query is filling; its results are to be ignored, its gradients are 0.
       table_RxD: item embeddings.
+      key: of the sample of negatives; without one the softmax is exact.
     """
     with jax.named_scope('catalogue'):
+      if key is not None and self.config.loss != 'exact':
+        return self._sampled(query_MxD, target_M, real_M, table_RxD, key)
       return _likelihood(self, query_MxD, target_M, real_M, table_RxD)
 
   def ranks(self, query_MxD, target_M, real_M, table_RxD, hidden_MxH=None) -> jax.Array:
@@ -107,6 +113,34 @@ class Catalogue:
   def lookup(self, table_RxD, item_BxL) -> jax.Array:
     """Embeddings of the items [B, L, D]; of a split table, only these rows cross the wire."""
     return _lookup(self, table_RxD, item_BxL) if self._spread else table_RxD[item_BxL]
+
+  def _sampled(self, query_XxMxD, target_XxM, real_XxM, table_RxD, key) -> Likelihood:
+    c = self.config
+    sample = c.sample
+    if c.loss == 'gbce':  # is defined for uniform negatives
+      sample = dataclasses.replace(sample, in_batch=0, popular=0)
+    negative_N, log_expected_N = negatives.draw(
+      sample, self.popularity, target_XxM.reshape(-1), real_XxM.reshape(-1), key)
+    item_NxD = self.lookup(table_RxD, negative_N[None])[0]
+    own_MxXxD = self.lookup(table_RxD, jnp.moveaxis(target_XxM, -1, 0))
+
+    @jax.checkpoint
+    def of_queries(args):
+      query_MxD, own_MxD, target_M = args
+      score_MxN = block_scores(query_MxD, item_NxD, c)
+      score_M = pair_scores(query_MxD, own_MxD, c)
+      if c.loss == 'gbce':
+        lse_M = score_M - negatives.gbce(
+          score_MxN, score_M, negative_N, target_M, self.items, sample.calibration)
+      else:
+        lse_M = negatives.log_sum_exp(score_MxN, score_M, negative_N, log_expected_N, target_M)
+      return Likelihood(lse_M, score_M)
+
+    shape = target_XxM.shape
+    several = lambda x, rest: x.reshape(-1, shape[-1], *rest)
+    args = (several(query_XxMxD, query_XxMxD.shape[-1:]),
+            several(jnp.moveaxis(own_MxXxD, 0, -2), query_XxMxD.shape[-1:]), several(target_XxM, ()))
+    return jax.tree.map(lambda x: x.reshape(shape), jax.lax.map(of_queries, args))
 
   def split(self, rows):
     """Arrays of batch rows, split over `data` if they can be; for those that grew out of a batch."""
@@ -244,4 +278,3 @@ def top_k(query, real, table, k, config, hidden=None):
 
 unit = scoring.unit
 _comparable = scoring.comparable
-block_scores = scoring.block_scores

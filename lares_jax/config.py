@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import types
 import typing
+from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
@@ -67,6 +68,7 @@ class PretrainPhase:
 
 @dataclasses.dataclass(frozen=True)
 class PosttrainPhase:
+  start: str = ''  # workdir of the phase one to start from; empty: this run's own
   loss: PosttrainConfig = PosttrainConfig()
   train: TrainConfig = TrainConfig()
   dropout: float = 0.1  # of the core-block; and of embedding and pre-block below
@@ -104,13 +106,27 @@ def defaults() -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(dataclasses.asdict(Config()))
 
 
-def typed(config: ml_collections.ConfigDict | dict[str, Any], kind: type = Config, path: str = 'config'):
+def of_flag(value) -> Config:
+  """The config that a --config flag of ml_collections holds.
+
+  Raises:
+    InputError: there is none, its file is missing, or it has a fault.
+  """
+  if value is None:
+    raise InputError('give --config=configs/NAME.py')
+  try:
+    return typed(value)
+  except OSError as error:
+    raise InputError(f'--config: {error}') from None
+
+
+def typed(config: Mapping[str, Any], kind: type = Config, path: str = 'config'):
   """The frozen dataclass of a config.
 
   Raises:
     InputError: a key that does not exist, or a value of another type.
   """
-  values = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else dict(config)
+  values = dict(config.items())
   hints = typing.get_type_hints(kind)
   for key in values:
     if key not in hints:

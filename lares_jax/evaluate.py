@@ -15,6 +15,7 @@ from absl import flags
 from lares_jax import metrics, report
 from lares_jax.errors import InputError, front_door
 from lares_jax.experiment import Experiment
+from lares_jax.training import processes
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'A trained run.')
 _SPLIT = flags.DEFINE_enum('split', 'test', ['valid', 'test'], 'Which targets.')
@@ -28,7 +29,12 @@ def main(argv: list[str]) -> None:
   del argv
   if not _WORKDIR.value:
     raise InputError('give --workdir=DIR, a trained run')
-  experiment = Experiment.load(_WORKDIR.value)
+  with processes.joined():
+    evaluate(Experiment.load(_WORKDIR.value))
+
+
+def evaluate(experiment: Experiment) -> None:
+  """Prints the table and the JSON object."""
   depths = _depths(experiment)
   result = experiment.result()
   phase = _PHASE.value or result['phase']

@@ -10,7 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from lares_jax import config as config_lib, metrics
+from lares_jax import config as config_lib
+from lares_jax import metrics
 from lares_jax.catalogue import Catalogue
 from lares_jax.config import Config
 from lares_jax.data import synthetic
@@ -18,10 +19,11 @@ from lares_jax.data.batches import TrainBatches
 from lares_jax.data.store import Store
 from lares_jax.errors import InputError
 from lares_jax.model.lares import Lares
+from lares_jax.negatives import Popularity
 from lares_jax.objectives.posttrain import Posttrain
 from lares_jax.objectives.pretrain import Pretrain
 from lares_jax.prepare import PrepareOptions, prepared
-from lares_jax.training import optimizer, sharding
+from lares_jax.training import optimizer, processes, sharding
 from lares_jax.training.checkpoint import Checkpoints, abstract
 from lares_jax.training.evaluation import Evaluator
 from lares_jax.training.loop import Phase
@@ -65,11 +67,17 @@ class Experiment:
 
   @functools.cached_property
   def store(self) -> Store:
+    if not processes.first():
+      processes.wait('data')  # the first process prepares it, once for all that see its disk
     data = self.config.data
     if data.path:
-      return prepared(data.path, data.prepare, data.cache)
-    columns = PrepareOptions(format='csv', user='user_id', item='item_id', time='timestamp')
-    return prepared(built_in(data.cache), columns, data.cache)
+      store = prepared(data.path, data.prepare, data.cache)
+    else:
+      columns = PrepareOptions(format='csv', user='user_id', item='item_id', time='timestamp')
+      store = prepared(built_in(data.cache), columns, data.cache)
+    if processes.first():
+      processes.wait('data')
+    return store
 
   @functools.cached_property
   def mesh(self) -> jax.sharding.Mesh:
@@ -86,7 +94,9 @@ class Experiment:
 
   @functools.cached_property
   def catalogue(self) -> Catalogue:
-    return Catalogue(self.config.catalogue, self.store.num_items, self.mesh)
+    c = self.config.catalogue
+    popularity = None if c.loss == 'exact' else Popularity.of(self.store.train_count_V)
+    return Catalogue(c, self.store.num_items, self.mesh, popularity)
 
   @functools.cached_property
   def evaluator(self) -> Evaluator:
@@ -118,6 +128,16 @@ class Experiment:
   def best(self, phase: str) -> tuple[Any, dict[str, float], int]:
     """(parameters, validation metrics, step) of a phase's best checkpoint."""
     return Checkpoints(self.workdir, phase).restore_best(self.abstract_params)
+
+  def reference(self) -> Any:
+    """Phase two's start and frozen reference: the best of phase one, here or in another run."""
+    start = self.config.posttrain.start
+    if not start:
+      return self.best('pretrain')[0]
+    other = Experiment.load(start)
+    if other.store.fingerprint != self.store.fingerprint:
+      raise InputError(f'posttrain.start={start} was trained on another data set')
+    return Checkpoints(other.workdir, 'pretrain').restore_best(self.abstract_params)[0]
 
   def result(self) -> dict[str, Any]:
     file = self.workdir / 'result.json'
@@ -192,7 +212,9 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
-  """Written aside, then renamed."""
+  """Written aside, then renamed; by the first process alone."""
+  if not processes.first():
+    return
   aside = path.with_suffix('.aside')
   aside.write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
   os.replace(aside, path)

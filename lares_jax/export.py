@@ -13,6 +13,7 @@
 A narrow table makes a smaller file; the program widens it when it runs.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -29,30 +30,36 @@ import numpy as np
 from absl import flags
 from flax import traverse_util
 
-from lares_jax import catalogue, metrics
+from lares_jax import metrics
+from lares_jax.catalogue import Catalogue
 from lares_jax.data.rows import Rows
 from lares_jax.errors import InputError, front_door
 from lares_jax.experiment import Experiment, write_json
-from lares_jax.model.lares import at_places
+from lares_jax.model.lares import Lares, at_places
 from lares_jax.recommender import MAX_DEPTH, Recommender, encode, opened
+from lares_jax.scoring import comparable
 
 PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
 TABLES = ('float32', 'bfloat16', 'int8')
 _MAX_BATCH = 1024  # histories a call: one tile of the catalogue pass
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'A trained run.')
-_OUTPUT = flags.DEFINE_string('output', None, 'The directory to write; must not exist yet.')
-_PLATFORMS = flags.DEFINE_list('platforms', ['cpu', 'cuda', 'tpu'], 'Where the program can run.')
-_K = flags.DEFINE_integer('k', 10, 'Items that a call returns for each history.')
-_TABLE = flags.DEFINE_enum('table', 'float32', TABLES, 'How item embeddings are kept.')
+
+def _define_flags() -> None:
+  flags.DEFINE_string('workdir', None, 'A trained run.')
+  flags.DEFINE_string('output', None, 'The directory to write; must not exist yet.')
+  flags.DEFINE_list('platforms', ['cpu', 'cuda', 'tpu'], 'Where the program can run.')
+  flags.DEFINE_integer('k', 10, 'Items that a call returns for each history.')
+  flags.DEFINE_enum('table', 'float32', TABLES, 'How item embeddings are kept.')
 
 
 def main(argv: list[str]) -> None:
+  """The command; see --help."""
   del argv
-  if not _WORKDIR.value or not _OUTPUT.value:
+  given = flags.FLAGS
+  if not given.workdir or not given.output:
     raise InputError('give --workdir=DIR, a trained run, and --output=DIR2')
-  export(_WORKDIR.value, _OUTPUT.value, _PLATFORMS.value, _K.value, _TABLE.value)
-  print(f'wrote {_OUTPUT.value}: try python {_OUTPUT.value}/example.py ITEM ITEM ...')
+  export(given.workdir, given.output, given.platforms, given.k, given.table)
+  print(f'wrote {given.output}: try python {given.output}/example.py ITEM ITEM ...')
 
 
 def export(workdir: str, output: str, platforms: Sequence[str] = ('cpu',), k: int = 10,
@@ -101,6 +108,8 @@ def _write(directory: pathlib.Path, experiment: Experiment, recommender: Recomme
 def flat_params(recommender: Recommender, table: str) -> dict[str, np.ndarray]:
   """Parameters by path, the item table as `table` says, and the items' training counts."""
   params = traverse_util.flatten_dict(jax.device_get(recommender.params), sep='/')
+  for name in {'item', 'text'} & params.keys():  # a mesh pads them
+    params[name] = params[name][: recommender.catalogue.items]
   item_VxD = np.asarray(params['item'], np.float32)
   if table == 'bfloat16':  # as bits: numpy's files do not know the type
     params['item'] = np.asarray(jnp.asarray(item_VxD, jnp.bfloat16)).view(np.uint16)
@@ -124,24 +133,23 @@ def model_params(flat: dict[str, Any]) -> dict[str, Any]:
 def serialized(recommender: Recommender, params: dict[str, np.ndarray], platforms: Sequence[str],
                k: int) -> bytes:
   """The program of the artifact; see the head of this file."""
-  scoring = catalogue.CatalogueConfig(
-    **{**vars(recommender.catalogue), 'tile': _MAX_BATCH})
+  scoring = dataclasses.replace(recommender.catalogue.config, tile=_MAX_BATCH)
+  catalogue = Catalogue(scoring, recommender.catalogue.items)
+  model = Lares(recommender.model.config, catalogue.items)
 
   def program(params, history_BxL, hidden_BxH, depth):
     tree, real_BxL = model_params(params), history_BxL >= 0
     place_BxL = jnp.broadcast_to(jnp.arange(history_BxL.shape[1]), history_BxL.shape)
     rows = Rows(jnp.where(real_BxL, history_BxL, 0), place_BxL, real_BxL - 1, real_BxL)
-    state_BxLxD = encode(recommender.model, tree, rows, recommender.noise_seed, depth)
+    state_BxLxD = encode(model, tree, rows, recommender.noise_seed, depth)
     last_Bx1 = jnp.maximum(real_BxL.sum(axis=1, keepdims=True) - 1, 0)
     some_Bx1 = real_BxL.any(axis=1, keepdims=True)
     vector_BxD = jnp.where(some_Bx1, at_places(state_BxLxD, last_Bx1)[:, 0], 0.0)
     score_BxK, item_BxK = catalogue.top_k(
-      vector_BxD, some_Bx1[:, 0], tree['item'], k, scoring, hidden_BxH)
+      vector_BxD, some_Bx1[:, 0], tree['item'], k, hidden_BxH)
     score_BxK = jnp.where(some_Bx1, score_BxK, params['train_count'][:k])
     item_BxK = jnp.where(some_Bx1, item_BxK, jnp.arange(k))  # numbered by falling popularity
-    if scoring.similarity == 'cos':
-      vector_BxD = catalogue.unit(vector_BxD)
-    return score_BxK, item_BxK, vector_BxD
+    return score_BxK, item_BxK, comparable(vector_BxD, scoring)
 
   b, h = jax.export.symbolic_shape('b, h', constraints=[f'b <= {_MAX_BATCH}'])
   array = jax.ShapeDtypeStruct
@@ -167,4 +175,5 @@ def _metrics(experiment: Experiment, recommender: Recommender, params: dict[str,
 
 
 if __name__ == '__main__':
+  _define_flags()
   front_door(main)

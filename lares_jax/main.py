@@ -3,7 +3,8 @@
     python -m lares_jax.main --config=configs/beauty.py --workdir=runs/beauty \\
         --config.data.path=../shared/data/beauty.txt [--config.any.key=value ...]
 
-Stopped by a signal or killed, the same command goes on where it was.
+Stopped by a signal or killed, the same command goes on where it was. On several machines, start it on
+all of them with LARES_PROCESSES set (see training/processes.py and launch/).
 """
 
 import sys
@@ -11,10 +12,11 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
-from lares_jax import config as config_lib, run
+from lares_jax import config as config_lib
+from lares_jax import run
 from lares_jax.errors import InputError, front_door
 from lares_jax.experiment import Experiment
-from lares_jax.training import loop
+from lares_jax.training import loop, processes
 
 _CONFIG = config_flags.DEFINE_config_file('config', help_string='A file of configs/.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Where checkpoints, metrics and results go.')
@@ -22,11 +24,11 @@ _WORKDIR = flags.DEFINE_string('workdir', None, 'Where checkpoints, metrics and 
 
 def main(argv: list[str]) -> int:
   del argv
-  if _CONFIG.value is None or not _WORKDIR.value:
-    raise InputError('give --config=configs/NAME.py and --workdir=DIR')
-  experiment = Experiment.start(config_lib.typed(_CONFIG.value), _WORKDIR.value)
+  if not _WORKDIR.value:
+    raise InputError('give --workdir=DIR, where everything goes')
   try:
-    run.train(experiment)
+    with processes.joined():
+      run.train(Experiment.start(config_lib.of_flag(_CONFIG.value), _WORKDIR.value))
   except loop.Interrupted as stop:
     print(f'{stop}: saved; the same command goes on from here', file=sys.stderr)
     return stop.code

@@ -11,7 +11,8 @@ import time
 from absl import flags
 
 from configs import quickstart as quickstart_config
-from lares_jax import config as config_lib, metrics, report, run
+from lares_jax import config as config_lib
+from lares_jax import metrics, report, run
 from lares_jax.data import synthetic
 from lares_jax.errors import front_door
 from lares_jax.experiment import Experiment

@@ -25,12 +25,6 @@ from absl import flags
 from lares_jax.errors import InputError, front_door
 from lares_jax.recommender import Recommender
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'A trained run.')
-_K = flags.DEFINE_integer('k', 10, 'Items for each user.')
-_DEPTH = flags.DEFINE_integer('depth', None, 'Reasoning steps; what validation chose if empty.')
-_EXCLUDE = flags.DEFINE_bool('exclude_history', True, 'Leave items of the history out.')
-_BATCH = flags.DEFINE_integer('batch', 4096, 'Lines at a time.')
-
 MAX_LINE = 4 << 20  # bytes; a longer line is an error, and is not kept
 _MAX_BATCH_BYTES = 16 << 20  # a batch of very long lines ends early
 
@@ -42,22 +36,30 @@ class Request(NamedTuple):
   history: list[str]
 
 
-def main(argv: list[str]) -> int:
+def _define_flags() -> None:
+  flags.DEFINE_string('workdir', None, 'A trained run.')
+  flags.DEFINE_integer('k', 10, 'Items for each user.')
+  flags.DEFINE_integer('depth', None, 'Reasoning steps; what validation chose if empty.')
+  flags.DEFINE_bool('exclude_history', True, 'Leave items of the history out.')
+  flags.DEFINE_integer('batch', 4096, 'Lines at a time.')
+
+
+def main(argv: list[str]) -> None:
+  """The command; see --help."""
   del argv
-  if not _WORKDIR.value:
+  given = flags.FLAGS
+  if not given.workdir:
     raise InputError('give --workdir=DIR, a trained run')
-  if _K.value < 1 or _BATCH.value < 1:
-    raise InputError(f'--k={_K.value} --batch={_BATCH.value}: each is 1 or more')
-  recommender = Recommender.load(_WORKDIR.value)
-  recommender.checked_depth(_DEPTH.value)
-  options = dict(k=_K.value, depth=_DEPTH.value, exclude_history=_EXCLUDE.value)
+  if given.k < 1 or given.batch < 1:
+    raise InputError(f'--k={given.k} --batch={given.batch}: each is 1 or more')
+  recommender = Recommender.load(given.workdir)
+  depth = recommender.checked_depth(given.depth)
   try:
-    summary = run(recommender, sys.stdin.buffer, sys.stdout, batch=_BATCH.value, **options)
+    done = run(recommender, sys.stdin.buffer, sys.stdout, batch=given.batch, k=given.k,
+               depth=depth, exclude_history=given.exclude_history)
+    print(done, file=sys.stderr)
   except BrokenPipeError:  # the reader has had enough; nor may closing stdout complain
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
-  print(summary, file=sys.stderr)
-  return 0
 
 
 def run(recommender: Recommender, source: BinaryIO, sink: TextIO, *, batch: int, **options) -> str:
@@ -140,18 +142,18 @@ def _no_constant(name: str) -> NoReturn:
 
 
 def _lines(source: BinaryIO) -> Iterator[bytes]:
-  """The lines of a stream; of one that is too long, its beginning."""
+  """The lines of a stream; of one that is too long, enough of its beginning to tell."""
   while line := source.readline(MAX_LINE + 1):
     rest = line
     while len(rest) > MAX_LINE and not rest.endswith(b'\n'):
       rest = source.readline(MAX_LINE + 1)
-    yield line
+    yield line.removesuffix(b'\n')
 
 
 def _batches(lines: Iterable[bytes], count: int) -> Iterator[list[bytes]]:
   """Up to `count` lines at a time, fewer where they are long."""
   lines = iter(lines)
-  while first := next(lines, None):
+  for first in lines:
     taken, size = [first], len(first)
     for line in itertools.islice(lines, count - 1):
       taken.append(line)
@@ -162,4 +164,5 @@ def _batches(lines: Iterable[bytes], count: int) -> Iterator[list[bytes]]:
 
 
 if __name__ == '__main__':
+  _define_flags()
   front_door(main)

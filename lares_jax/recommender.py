@@ -3,25 +3,26 @@
     recommender = lares_jax.Recommender.load('runs/beauty')
     recommender.recommend([['1482', '933'], []], k=10)
 
-The exported artifact (export.py) runs the same two functions, `encode` and `catalogue.top_k`.
+The exported artifact (export.py) runs the same two functions, `encode` and `Catalogue.top_k`.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lares_jax import catalogue
-from lares_jax.catalogue import CatalogueConfig
+from lares_jax.catalogue import Catalogue
 from lares_jax.data.batches import DataConfig
 from lares_jax.data.rows import Plan, Rows, fill, pack
 from lares_jax.errors import InputError
 from lares_jax.experiment import Experiment
 from lares_jax.model.lares import Lares, initial_state
+from lares_jax.scoring import comparable
 from lares_jax.training.sharding import MeshConfig
 
 MAX_DEPTH = 64  # depth is a run-time argument of one program; steps beyond it are skipped
@@ -48,7 +49,7 @@ class Recommender:
 
   model: Lares
   params: Any
-  catalogue: CatalogueConfig
+  catalogue: Catalogue
   data: DataConfig
   batch_rows: int
   noise_seed: int
@@ -70,9 +71,9 @@ class Recommender:
     """The same, of an experiment from `opened`."""
     config, store, result = experiment.config, experiment.store, experiment.result()
     params, _, _ = experiment.best(result['phase'])
-    return cls(experiment.model, params, config.catalogue, config.data, config.evaluate.batch_rows,
-               config.evaluate.noise_seed, result['depth'], store.item_ids.to_list(),
-               store.train_count_V)
+    return cls(experiment.model, params, experiment.catalogue, config.data,
+               config.evaluate.batch_rows, config.evaluate.noise_seed, result['depth'],
+               store.item_ids.to_list(), store.train_count_V)
 
   def recommend(self, histories: Sequence[Sequence[str]], k: int = 10, depth: int | None = None,
                 exclude_history: bool = True) -> list[Recommendation]:
@@ -107,7 +108,7 @@ class Recommender:
                    depth: int | None = None) -> np.ndarray:
     """A vector for each history, float32 [M, D]; zeros where no item of it is known.
 
-    Its inner product with `item_vectors()` over `catalogue.tau` is the score of `recommend`.
+    Its inner product with `item_vectors()` over `catalogue.config.tau` is the score of `recommend`.
     """
     depth = self.checked_depth(depth)
     parts = [np.zeros((0, self.model.config.backbone.width), np.float32)]
@@ -119,7 +120,7 @@ class Recommender:
 
   def item_vectors(self) -> np.ndarray:
     """A vector for each item, float32 [V, D], in the order of `item_ids`; to fill an ANN index."""
-    return self._comparable(self.params['item'])
+    return self._comparable(self.params['item'][: self.catalogue.items])
 
   def checked_depth(self, depth: int | None) -> int:
     """The depth to use.
@@ -183,7 +184,7 @@ class Recommender:
       hidden_SxH = np.full((rows, width), -1, np.int32)
       for row, m in enumerate(s):
         hidden_SxH[row, : len(hidden[m])] = hidden[m]
-      score, item = best(query, np.arange(rows) < len(s), self.params['item'], k, self.catalogue,
+      score, item = best(self.catalogue, query, np.arange(rows) < len(s), self.params['item'], k,
                          hidden_SxH)
       score_SxK[s], item_SxK[s] = np.asarray(score)[: len(s)], np.asarray(item)[: len(s)]
     return score_SxK, item_SxK
@@ -194,18 +195,18 @@ class Recommender:
     return np.tile(score_K, (count, 1)), np.tile(np.arange(k, dtype=np.int32), (count, 1))
 
   def _comparable(self, x_MxD) -> np.ndarray:
-    x_MxD = jnp.asarray(x_MxD, jnp.float32)
-    return np.asarray(catalogue.unit(x_MxD) if self.catalogue.similarity == 'cos' else x_MxD)
+    return np.asarray(comparable(jnp.asarray(x_MxD), self.catalogue.config))
 
 
 def opened(workdir: str) -> Experiment:
-  """A finished run to serve from, on the devices there are, whatever mesh it trained on.
+  """A finished run to serve from, on the devices there are here, whatever mesh it trained on.
 
   Raises:
     InputError: no finished run there, its data set has changed since, or it needs times.
   """
   experiment = Experiment.load(workdir)
-  config = dataclasses.replace(experiment.config, mesh=MeshConfig())
+  shares = math.gcd(experiment.config.mesh.catalogue, jax.device_count())
+  config = dataclasses.replace(experiment.config, mesh=MeshConfig(catalogue=shares))
   experiment = dataclasses.replace(experiment, config=config)
   if experiment.store.fingerprint != experiment.result()['fingerprint']:
     raise InputError(f'{experiment.store.directory}: not the data set that {workdir} was trained '
@@ -222,7 +223,7 @@ def encode(model: Lares, params, rows: Rows, noise_seed, depth) -> jax.Array:
 
   The noise is that of evaluation's first draw, so a history gets the state that evaluation gave it.
   """
-  apply: Callable[..., Any] = functools.partial(model.apply, {'params': params})
+  apply: Any = functools.partial(model.apply, {'params': params})
   h_BxLxD = apply(rows, method='prelude')
   if not model.config.core_layers:
     return h_BxLxD.astype(jnp.float32)
@@ -232,7 +233,7 @@ def encode(model: Lares, params, rows: Rows, noise_seed, depth) -> jax.Array:
   return jnp.where(depth > 0, out.state_BxLxD, h_BxLxD).astype(jnp.float32)
 
 
-best = jax.jit(catalogue.top_k, static_argnums=(3, 4))
+best = jax.jit(Catalogue.top_k, static_argnums=(0, 4))
 
 
 def _padded(size: int) -> int:

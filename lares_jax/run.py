@@ -21,7 +21,7 @@ def train(experiment: Experiment) -> dict:
   if 'select' in c.phase_list:
     selection.select(experiment)
   if 'posttrain' in c.phase_list:
-    reference, _, _ = experiment.best('pretrain')
+    reference = experiment.reference()
     fit(experiment.posttraining(reference, selection.load(experiment)), reference)
   result = finish(experiment, time.time() - start)
   print(f'wrote {experiment.workdir}/result.json, metrics.jsonl, checkpoints/, tensorboard/')

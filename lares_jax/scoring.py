@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from lares_jax.errors import InputError
+from lares_jax.negatives import SampleConfig
 
 # A tie is a difference within the rounding error of a dot product, relative to |q||e|.
 TIE_TOLERANCE = 2.0**-21
@@ -20,10 +21,13 @@ class CatalogueConfig:
   tile: int = 1024  # queries at a time
   block: int = 2048  # items at a time
   dtype: str = 'float32'  # of the products; sums are float32 always
+  loss: str = 'exact'  # of training: exact, or sampled or gbce for catalogues that are too large
+  sample: SampleConfig = SampleConfig()
   kernel: str = 'auto'  # auto: Pallas on TPU and GPU; plain: XLA alone; pallas: always
 
   def __post_init__(self):
-    choices = dict(similarity=('dot', 'cos'), kernel=('auto', 'plain', 'pallas'))
+    choices = dict(similarity=('dot', 'cos'), loss=('exact', 'sampled', 'gbce'),
+                   kernel=('auto', 'plain', 'pallas'))
     for key, allowed in choices.items():
       if getattr(self, key) not in allowed:
         raise InputError(f'catalogue.{key}={getattr(self, key)!r}: use {" or ".join(allowed)}')

@@ -3,6 +3,7 @@
 import numpy as np
 
 from lares_jax.experiment import Experiment, write_json
+from lares_jax.training import processes
 
 
 def select(experiment: Experiment) -> None:
@@ -13,12 +14,14 @@ def select(experiment: Experiment) -> None:
   if not c.select.top:
     kept_N[end_N] = True
   else:
-    params, _, _ = experiment.best('pretrain')
+    params = experiment.reference()
     for draw in range(1, c.select.passes + 1):
       rank_1xM = experiment.evaluator.ranks(params, 'train', (c.depth.mean,), draw=draw)
       kept_N[end_N] |= rank_1xM[0] < c.select.top
   share = float(kept_N[end_N].mean())
-  np.save(experiment.workdir / 'prompts.npy', np.packbits(kept_N))
+  if processes.first():
+    np.save(experiment.workdir / 'prompts.npy', np.packbits(kept_N))
+  processes.wait('selection')
   write_json(experiment.workdir / 'prompts.json', {
     'prompts': len(end_N), 'kept': int(kept_N.sum()), 'share': share})
   print(f'select: {kept_N.sum():,} of {len(end_N):,} prompts kept ({share:.1%})')

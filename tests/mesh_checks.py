@@ -6,6 +6,7 @@ Prints one line a check: its name, and `ok` or what went wrong.
 """
 
 import dataclasses
+import functools
 import os
 import pathlib
 import re
@@ -19,9 +20,9 @@ sys.path[:0] = [str(pathlib.Path(__file__).parents[1]), str(pathlib.Path(__file_
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tiny
 from jax.sharding import NamedSharding, PartitionSpec
 
-import tiny
 from lares_jax.catalogue import Catalogue, CatalogueConfig
 from lares_jax.experiment import Experiment
 from lares_jax.training import sharding
@@ -47,9 +48,9 @@ def mesh_of(shape):
 
 
 def padded(table_VxD, catalogue):
-  """The table as a mesh holds it; the padding is NaN, so that any use of it shows."""
+  """The table as a mesh holds it; the padding is large, so that any use of it shows."""
   rows = catalogue.rows - len(table_VxD)
-  table = np.concatenate([table_VxD, np.full((rows, table_VxD.shape[1]), np.nan, np.float32)])
+  table = np.concatenate([table_VxD, np.full((rows, table_VxD.shape[1]), 1e4, np.float32)])
   return jax.device_put(table, NamedSharding(catalogue.mesh, PartitionSpec('catalogue')))
 
 
@@ -96,11 +97,17 @@ def scores(name, shape):
     close(got, want, f'{config.similarity} {name}')
 
 
-def experiment(directory, shape, **changes) -> Experiment:
-  config = tiny.make_config(directory / 'data', mesh=MeshConfig(*shape), **changes)
+def experiment(shape, data='data') -> Experiment:
+  config = tiny.make_config(DIRECTORY / data, mesh=MeshConfig(*shape))
   config = dataclasses.replace(config, pretrain=dataclasses.replace(
     config.pretrain, train=dataclasses.replace(config.pretrain.train, batch_rows=8)))
-  return Experiment(config, directory / 'run')
+  return Experiment(config, DIRECTORY / 'run')
+
+
+def step_function(phase):
+  step = functools.partial(state_lib.train_step, objective=phase.objective,
+                           optimizer=phase.optimizer, seed=0, ema=0.0)
+  return jax.jit(lambda state, batch, draw: step(state, None, batch, draw))
 
 
 def train(experiment: Experiment, state, first: int, steps: int):
@@ -110,8 +117,7 @@ def train(experiment: Experiment, state, first: int, steps: int):
   if state is None:
     places = sharding.of_tree(jax.eval_shape(fresh, experiment.abstract_params), mesh)
     state = jax.jit(fresh, out_shardings=places)(experiment.init_params())
-  step_of = jax.jit(lambda state, batch, draw: state_lib.train_step(
-    state, None, batch, draw, objective=phase.objective, optimizer=phase.optimizer, seed=0, ema=0.0))
+  step_of = step_function(phase)
   seen = []
   for step in range(first, first + steps):
     draw = phase.objective.draw(np.random.default_rng([0, 3, step]))
@@ -120,31 +126,35 @@ def train(experiment: Experiment, state, first: int, steps: int):
   return state, seen
 
 
-def one_device(directory, cache={}):
+@functools.cache
+def one_device() -> dict:
   """The run on one device that all others are held against: 20 steps, and 5 more."""
-  if not cache:
-    device = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ('data', 'catalogue'))
-    alone = experiment(directory, (1, 1))
-    alone.__dict__['mesh'] = device
-    cache['alone'] = alone
-    cache['after 20'] = train(alone, None, 0, 20)
-    cache['after 25'] = train(alone, cache['after 20'][0], 20, 5)
-  return cache
+  alone = OneDevice(experiment((1, 1)).config, DIRECTORY / 'run')
+  after_20, seen = train(alone, None, 0, 20)
+  after_25, _ = train(alone, after_20, 20, 5)
+  return {'alone': alone, 'seen': seen, 'after 20': after_20, 'after 25': after_25}
+
+
+class OneDevice(Experiment):
+  """An experiment that leaves all devices but one alone."""
+
+  @functools.cached_property
+  def mesh(self):
+    return sharding.build(MeshConfig(), jax.devices()[:1])
 
 
 @check
 def training(name, shape):
-  cache, split = one_device(DIRECTORY), experiment(DIRECTORY, shape)
+  cache, split = one_device(), experiment(shape)
   state, seen = train(split, None, 0, 20)
-  close(seen, cache['after 20'][1], 'metrics', 1e-4)
-  close(state, cache['after 20'][0], f'state after 20 steps on {name}', 1e-5)
+  close(seen, cache['seen'], 'metrics', 1e-4)
+  close(state, cache['after 20'], f'state after 20 steps on {name}', 1e-5)
   shares = {x.data.shape for tree in (state.params, state.opt_state[0].mu, state.opt_state[0].nu)
             for x in tree['item'].addressable_shards}
   rows = split.catalogue.rows // shape[1]
   assert shares == {(rows, 8)}, f'a device holds {shares}, not {rows} rows of table and moments'
   rank = split.evaluator.ranks(state.params, 'valid', (1, 2, 4))
-  want = cache['alone'].evaluator.ranks(
-    jax.device_put(cache['after 20'][0].params, jax.devices()[0]), 'valid', (1, 2, 4))
+  want = cache['alone'].evaluator.ranks(cache['after 20'].params, 'valid', (1, 2, 4))
   np.testing.assert_allclose(rank, want, atol=1.0, err_msg='ranks')  # near ties may turn
   assert (rank == want).mean() > 0.98, 'ranks differ beyond near ties'
 
@@ -153,26 +163,24 @@ def training(name, shape):
   saved.save(20, state, {'best_step': -1}, {})
   saved.wait()
   alone = cache['alone']
-  shapes = jax.eval_shape(lambda: cache['after 20'][0])
+  shapes = jax.eval_shape(lambda: cache['after 20'])
   state, _ = saved.restore(abstract(shapes, sharding.of_tree(shapes, alone.mesh)))
   saved.close()
   state, _ = train(alone, state, 20, 5)
-  close(state, cache['after 25'][0], f'25 steps, 20 of them on {name}', 1e-5)
+  close(state, cache['after 25'], f'25 steps, 20 of them on {name}', 1e-5)
 
 
 @check
 def traffic(name, shape):
   """What crosses the wire in a train step and in evaluation never has the size of a share."""
-  split = experiment(DIRECTORY, shape)
-  split.__dict__['store'] = LARGE
+  split = experiment(shape, 'large')
   phase, mesh = split.pretraining(), split.mesh
   fresh = lambda params: state_lib.create(params, phase.optimizer, 0.0)
   shapes = jax.eval_shape(fresh, split.abstract_params)
   state = abstract(shapes, sharding.of_tree(shapes, mesh))
   batch = sharding.put_batch(phase.batches.batch(0), mesh)
-  step = jax.jit(lambda state, batch, draw: state_lib.train_step(
-    state, None, batch, draw, objective=phase.objective, optimizer=phase.optimizer, seed=0, ema=0.0))
-  hlo = step.lower(state, batch, phase.objective.draw(np.random.default_rng(0))).compile().as_text()
+  draw = phase.objective.draw(np.random.default_rng(0))
+  hlo = step_function(phase).lower(state, batch, draw).compile().as_text()
   share = split.catalogue.rows // shape[1] * 8
   gathered = gathers(hlo)
   assert max(gathered, default=0) < share / 4, (
@@ -194,7 +202,7 @@ def gathers(hlo: str) -> list[int]:
 if __name__ == '__main__':
   DIRECTORY = pathlib.Path(sys.argv[1])
   tiny.make_store(DIRECTORY / 'data')
-  LARGE = tiny.make_store(DIRECTORY / 'large', users=900, items=5003)
+  tiny.make_store(DIRECTORY / 'large', users=900, items=5003)
   for label, (function, name, shape) in CHECKS.items():
     if len(sys.argv) > 2 and sys.argv[2] not in label:
       continue

@@ -4,7 +4,8 @@ import grain
 import jax
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tiny import make_store
 
 from lares_jax.data.batches import DataConfig, TrainBatches, Windows, eval_batches

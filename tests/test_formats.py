@@ -1,11 +1,13 @@
 """Readers: every format gives the same rows, and every fault is told by file and row."""
 
 import json
+from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 
-from lares_jax.data import formats
+from lares_jax.data import formats, log
 from lares_jax.data.log import read
 from lares_jax.errors import InputError
 
@@ -20,9 +22,10 @@ def write(path, content) -> str:
 
 def load(inputs, names=None, format_name='auto', **options):
   """The rows of a log as (user, item, time), in the order of the log in memory."""
-  log, left_out = read(formats.sources(inputs, format_name), names or {}, **options)
-  ids = [log.user_ids[log.rows['user']].to_list(), log.item_ids[log.rows['item']].to_list()]
-  times = [log.rows['time'].to_list()] if 'time' in log.rows.columns else []
+  read_log, left_out = read(formats.sources(inputs, format_name), names or {}, **options)
+  rows = read_log.rows
+  ids = [read_log.user_ids[rows['user']].to_list(), read_log.item_ids[rows['item']].to_list()]
+  times = [rows['time'].to_list()] if 'time' in rows.columns else []
   return list(zip(*ids, *times)), left_out
 
 
@@ -82,8 +85,8 @@ def test_the_formats_with_names_of_their_own(tmp_path):
     assert load(write(tmp_path / name, text))[0] == rows, name
   text = 'user_id:token\titem_id:token\n1\t10\n1\t11\n2\t10\n'
   assert load(write(tmp_path / 'notime.inter', text))[0] == [row[:2] for row in rows]
-  text = '1 10 11\r\n2 10 \n'
-  assert load(write(tmp_path / 'beauty.txt', text))[0] == [row[:2] for row in rows]
+  for text in ('1 10 11\r\n2 10 \n', '\ufeff1 10 11\n2 10'):
+    assert load(write(tmp_path / 'beauty.txt', text))[0] == [row[:2] for row in rows]
 
 
 @pytest.mark.parametrize('kind', ['gzip', 'zstd'])
@@ -92,8 +95,8 @@ def test_compressed_text(tmp_path, kind):
   table = pl.DataFrame(ROWS * 2000, schema=[*NAMES.values()], orient='row')
   table.write_csv(path, compression=kind)
   assert load(path, NAMES)[0] == in_order(ROWS * 2000)
-  whole = open(path, 'rb').read()
-  write(tmp_path / path, whole[: len(whole) // 2])
+  whole = Path(path).read_bytes()
+  write(Path(path), whole[: len(whole) // 2])
   with pytest.raises(InputError, match=r'log\.csv\.\w+: the compressed data ends early'):
     load(path, NAMES)
 
@@ -109,12 +112,12 @@ def test_globs_and_lists_keep_the_declared_order(tmp_path):
 
 def test_times_with_fractions_become_millionths(tmp_path):
   path = write(tmp_path / 'log.csv', 'who,what,when\nu,a,2.5\nu,b,1\nu,c, 1.0000016e0\n')
-  log, _ = read(formats.sources(path), NAMES)
-  assert log.time_scale == 10**6
-  assert log.rows['time'].to_list() == [1_000_000, 1_000_002, 2_500_000]
+  read_log, _ = read(formats.sources(path), NAMES)
+  assert read_log.time_scale == 10**6
+  assert read_log.rows['time'].to_list() == [1_000_000, 1_000_002, 2_500_000]
   path = write(tmp_path / 'log.csv', 'who,what,when\nu,a,2.0\nu,b,9223372036854775807\n')
-  log, _ = read(formats.sources(path), NAMES)
-  assert log.time_scale == 1 and log.rows['time'].to_list() == [2, 2**63 - 1]
+  read_log, _ = read(formats.sources(path), NAMES)
+  assert read_log.time_scale == 1 and read_log.rows['time'].to_list() == [2, 2**63 - 1]
 
 
 def test_ids_of_any_length_and_kind_come_back(tmp_path):
@@ -214,12 +217,30 @@ def test_what_can_be_wrong_with_the_request(tmp_path):
     load(str(tmp_path / 'f.parquet'), NAMES)
 
 
+def test_large_logs_are_worked_on_in_shares(tmp_path, monkeypatch):
+  rng = np.random.default_rng(0)
+  rows = [(f'u{u}', f'i{i}', t) for u, i, t in rng.integers(0, 9, (200, 3)).tolist()]
+  table = pl.DataFrame(rows, schema=[*NAMES.values()], orient='row')
+  table.write_csv(tmp_path / 'log.csv')
+  monkeypatch.setattr(log, '_SORTED_AT_ONCE', 30)
+  assert load(str(tmp_path / 'log.csv'), NAMES)[0] == in_order(rows)
+
+
+@pytest.mark.parametrize('rows', [1, 3, 5, 100])
+def test_user_blocks_cover_every_row_once(rows):
+  offsets = np.array([0, 4, 5, 6, 6, 12])
+  blocks = list(log.user_blocks(offsets, rows))
+  assert np.concatenate([user for user, _ in blocks]).tolist() == [0] * 4 + [1, 2] + [4] * 6
+  edges = [edge for _, part in blocks for edge in (part.start, part.stop)]
+  assert edges[0] == 0 and edges[-1] == 12 and edges[1:-1:2] == edges[2::2]
+
+
 def test_minimum_rating_and_tie_break(tmp_path):
   header = 'who,what,when,stars,rank\n'
-  path = write(tmp_path / 'log.csv', header + 'u,a,1,5,10\nu,b,1,2,1\nu,c,1,4,9\n')
+  path = write(tmp_path / 'log.csv', header + 'u,z,7,5,1\nu,a,1,5,10\nu,b,1,2,1\nu,c,1,4,9\n')
   names = {**NAMES, 'rating': 'stars', 'tie': 'rank'}
   rows, left_out = load(path, names, min_rating=3)
-  assert [row[1] for row in rows] == ['c', 'a'], 'ranks are numbers: 9 before 10'
+  assert [row[1] for row in rows] == ['c', 'a', 'z'], 'by time, then by rank as a number'
   assert left_out == {'rows rated too low': 1}
   path = write(tmp_path / 'log.csv', header + 'u,a,1,good,1\n')
   with pytest.raises(InputError, match='row 2: the rating is not a number'):
@@ -257,9 +278,9 @@ def write_split(directory, style) -> str:
 
 @pytest.mark.parametrize('style', ['plain', 'history', 'recbole'])
 def test_a_log_that_comes_split(tmp_path, style):
-  log, _ = read(formats.sources(write_split(tmp_path, style)), {})
-  found = list(zip(log.user_ids[log.rows['user']], log.item_ids[log.rows['item']],
-                   log.rows['part']))
+  split, _ = read(formats.sources(write_split(tmp_path, style)), {})
+  found = list(zip(split.user_ids[split.rows['user']], split.item_ids[split.rows['item']],
+                   split.rows['part']))
   expected = [(user, item, part) for part, rows in enumerate(SPLIT.values())
               for user, item, _ in rows]
   assert found == sorted(expected, key=lambda row: (row[0], row[2]))

@@ -68,7 +68,8 @@ def test_pretraining_terms_and_gradients(name):
   scoring = _scoring(name)
   objective = pretrain.Pretrain(
     Lares(config(name), 30), scoring, DEPTH,
-    pretrain.PretrainConfig(similarity=scoring.config.similarity, tau=scoring.config.tau, views='separate'))
+    pretrain.PretrainConfig(similarity=scoring.config.similarity, tau=scoring.config.tau,
+                            views='separate'))
   z = golden['input/initial_state_SxBxLxD']
   draw = pretrain.Draw(np.int32(4), np.int32(1))
 
@@ -76,7 +77,7 @@ def test_pretraining_terms_and_gradients(name):
     return objective.loss(params, _batch(golden), draw, (z[0], z[2], z[1]), [jax.random.key(0)] * 3)
 
   (total, terms), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(tree(golden, 'param/'))
-  for ours, theirs in (('cross_entropy', 'recommendation'), ('trajectory', 'trajectory'), ('step', 'step')):
+  for ours, theirs in (('cross_entropy', 'recommendation'), ('trajectory',) * 2, ('step',) * 2):
     np.testing.assert_allclose(terms[ours], golden[f'spt/{theirs}'], rtol=1e-5, err_msg=ours)
   np.testing.assert_allclose(total, golden['spt/loss'], rtol=1e-5)
   if name == 'tedrec_add_cos':  # the text is given, and the gate's noise is off
@@ -87,7 +88,8 @@ def test_pretraining_terms_and_gradients(name):
 
 @pytest.mark.parametrize('reward', ('recall', 'ndcg'))
 # Not bsarec and fmlp: they see the filling, where the published reference puts a vector, not zero.
-@pytest.mark.parametrize('name', [n for n in NAMES if n.startswith('transformer') and n.endswith('_dot')])
+@pytest.mark.parametrize(
+  'name', [n for n in NAMES if n.startswith('transformer') and n.endswith('_dot')])
 def test_posttraining_losses_and_gradients(name, reward):
   golden = load(name)
   objective = posttrain.Posttrain(

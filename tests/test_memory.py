@@ -69,12 +69,12 @@ def test_train_step(experiment, phase):
 @pytest.mark.parametrize('exclude', (False, True))
 def test_evaluation(experiment, monkeypatch, exclude):
   params, evaluator = experiment.init_params(), experiment.evaluator
-  inner = type(evaluator)._batch_ranks.__wrapped__
+  inner = type(evaluator).batch_ranks.__wrapped__
 
-  def walked(params, batch, key, depths):
-    _check(lambda params, batch: inner(evaluator, params, batch, key, depths), (params, batch), 8)
+  def walked(params, batch, draw, depths):
+    _check(lambda params, batch: inner(evaluator, params, batch, draw, depths), (params, batch), 8)
     return np.zeros((len(depths), *batch.target_BxA.shape))
 
-  monkeypatch.setattr(type(evaluator), '_batch_ranks', staticmethod(walked))
+  monkeypatch.setattr(type(evaluator), 'batch_ranks', staticmethod(walked))
   evaluator = dataclasses.replace(evaluator)
   evaluator.ranks(params, 'test', (1, 2, 4), exclude_history=exclude)

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from tiny import make_config, make_store
 
-from lares_jax import config as config_lib, run
+from lares_jax import config as config_lib
+from lares_jax import run
 from lares_jax.errors import InputError
 from lares_jax.experiment import Experiment
-from lares_jax.training import loop, state as state_lib
+from lares_jax.training import loop
+from lares_jax.training import state as state_lib
 
 ALL = 'pretrain,select,posttrain'
 
@@ -121,7 +123,8 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update(store, tmp_path):
   phase = experiment.pretraining()
   params = experiment.init_params()
   params['position'] = params['position'].at[0, 0].set(np.nan)
-  with pytest.raises(InputError, match=r'step 0 is not finite \(.*loss.*first parameter.*input_norm.*on_nan'):
+  said = r'step 0 is not finite \(.*loss.*first parameter.*input_norm.*on_nan'
+  with pytest.raises(InputError, match=said):
     loop.run(phase, params, tmp_path, {}, experiment.mesh)
   assert loop.Checkpoints(tmp_path, 'pretrain').latest_step is None
 
@@ -145,7 +148,7 @@ def test_a_misspelt_key_names_the_nearest():
   values = config_lib.defaults()
   with values.ignore_type():
     values.seed = 'one'
-  with pytest.raises(InputError, match='config.seed'):
+  with pytest.raises(InputError, match=r'config\.seed'):
     config_lib.typed(values)
   assert config_lib.typed(config_lib.defaults()) == config_lib.Config()
 

@@ -10,6 +10,7 @@ import polars as pl
 from lares_jax.data.log import repeats, user_blocks
 from lares_jax.data.store import PARTS, Store, in_split
 
+
 def audit(store: Store) -> dict[str, Any]:
   """Counts, shares (0 to 1) and warnings, all of what was kept, as plain JSON values."""
   users, items, interactions = store.num_users, store.num_items, len(store.items_N)
@@ -125,7 +126,7 @@ def _warnings(found: Mapping[str, Any]) -> list[str]:
   if late > 0:
     said.append(f'{late:.1%} of training is later than the first test target: models see ahead')
   if tied > 0.05:
-    said.append(f'{tied:.1%} of interactions have the time of the one before: the tie-break orders them')
+    said.append(f'{tied:.1%} of interactions are ordered by the tie-break alone: equal times')
   for name in ('valid', 'test'):
     if found['splits'][name]['targets'] == 0:
       said.append(f'no targets in {name}')

@@ -2,12 +2,13 @@
 
 import dataclasses
 import functools
+import itertools
 from typing import NamedTuple
 
 import grain
 import numpy as np
 
-from lares_jax.data.rows import Plan, Rows, fill, pack, ranges
+from lares_jax.data.rows import Array, Plan, Rows, fill, pack, ranges
 from lares_jax.data.store import Store
 from lares_jax.errors import InputError
 
@@ -37,14 +38,14 @@ class Batch(NamedTuple):
   """One training step's input: A places a row, and P pairs of histories with the same target."""
 
   rows: Rows
-  place_BxA: np.ndarray | None  # int32: which tokens of a row are scored; None: all of them in turn
-  target_BxA: np.ndarray  # int32: the item that follows
-  scored_BxA: np.ndarray  # bool: the places whose target counts (each target once an epoch)
-  partner: Rows | None  # rows of the partners
-  anchor_P: np.ndarray | None  # places in the flattened rows
-  partner_P: np.ndarray | None  # places in the flattened partner rows
-  pair_target_P: np.ndarray | None  # int32: the item that both predict
-  paired_P: np.ndarray | None  # bool: False fills
+  place_BxA: Array  # int32: which tokens of a row are scored; None: all of them in turn
+  target_BxA: Array  # int32: the item that follows
+  scored_BxA: Array  # bool: the places whose target counts (each target once an epoch)
+  partner: Rows | None  # rows of the partners; None, like all below, without pairs
+  anchor_P: Array  # places in the flattened rows
+  partner_P: Array  # places in the flattened partner rows
+  pair_target_P: Array  # int32: the item that both predict
+  paired_P: Array  # bool: False fills
 
 
 class Windows(NamedTuple):
@@ -204,8 +205,12 @@ class TrainBatches:
     end_p = (start_S + token_S + 1)[chosen]
     partner, last_p, fits_p = self._partner_batch(end_p, generator)
     filled = lambda x: np.pad(x, (0, self.pairs - len(chosen)))
-    pairs = [filled(x.astype(np.int32)) for x in (anchor_p, last_p, items_N[end_p])]
-    return Batch(rows, place, target, scored, partner, *pairs, filled(fits_p))
+    anchor_P, partner_P, target_P = (
+      filled(x.astype(np.int32)) for x in (anchor_p, last_p, items_N[end_p])
+    )
+    return Batch(
+      rows, place, target, scored, partner, anchor_P, partner_P, target_P, filled(fits_p)
+    )
 
   def _partner_batch(self, end_P: np.ndarray, generator: np.random.Generator):
     """Rows of partners for the targets at `end_P`, the place of each one's last token, which fit."""
@@ -233,11 +238,11 @@ class EvalBatch(NamedTuple):
   """Histories to rank a target for, A to a row at most."""
 
   rows: Rows
-  place_BxA: np.ndarray  # int32: last token of each history
-  target_BxA: np.ndarray  # int32
-  scored_BxA: np.ndarray  # bool: False fills
-  index_BxA: np.ndarray  # which of the caller's histories this is; -1 fills
-  hidden_BxAxH: np.ndarray | None  # items to leave out of the ranking; -1 fills
+  place_BxA: Array  # int32: last token of each history
+  target_BxA: Array  # int32
+  scored_BxA: Array  # bool: False fills
+  index_BxA: Array  # which of the caller's histories this is; -1 fills
+  hidden_BxAxH: Array  # items to leave out of the ranking, -1 fills; or None
 
 
 def eval_batches(items_N, first_M, end_M, target_M, config: DataConfig, batch_rows: int,
@@ -263,7 +268,7 @@ def eval_batches(items_N, first_M, end_M, target_M, config: DataConfig, batch_ro
   width = int(count.max(initial=0))
   hidden_width = int((end_M - first_M).max(initial=0)) if hide else 0
   edges = np.searchsorted(plan.row_S[order_M], np.arange(0, plan.rows + batch_rows, batch_rows))
-  for b, (low, high) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+  for b, (low, high) in enumerate(itertools.pairwise(edges)):
     m = order_M[low:high]
     row, place, length = plan.row_S[m] - b * batch_rows, plan.place_S[m], length_M[m]
     rows = fill(items_N, end_M[m] - length, length, row, place, (batch_rows, config.length))

@@ -65,7 +65,7 @@ def sources(inputs: str, format_name: str = 'auto') -> list[Source]:
   if any(parts) and set(parts) != set(PARTS):
     have = ', '.join(sorted({part or 'a file of no part' for part in parts}))
     raise InputError(f'{inputs}: a log that comes split needs train, valid and test; got {have}')
-  return sorted(found, key=lambda source: PARTS.index(source.part) if source.part else 0)
+  return found
 
 
 def guess(path: str, first_line: str) -> str:
@@ -189,7 +189,7 @@ def _fields(path: str, count: int, separator: str, quote: str | None, skip: int)
 
 def _lines(path: str) -> pl.LazyFrame:
   """`row` and the whole `line` as text."""
-  line = pl.col('0').str.strip_prefix('\ufeff').str.strip_chars_end('\r')
+  line = pl.col('0').str.strip_chars_end('\r')
   return _fields(path, 1, '\x00', None, 0).select('row', line=line)
 
 

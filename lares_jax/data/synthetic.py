@@ -4,22 +4,23 @@ The generative process, for interests k, routes r, stages j of a route, items v 
 
     pi(v)       = (rank_v + offset)^-exponent / sum          popularity; ranks are a random order
     e(v | k)    = (1 - noise) pi(v) [interest_v = k] / pi(k) + noise pi(v)
-    (r, j)_1    ~ uniform over routes x stages
-    (r, j)_t+1  = with probability drift:  uniform over routes x stages
+    (r, j)_1    ~ uniform over routes and stages
+    (r, j)_t+1  = with probability drift:  uniform over routes and stages
                   otherwise, with stay:    (r, j)_t
                   otherwise:               (r, j + 1 modulo the route's length)_t
-    item_t      ~ e(. | route[r, j]_t)
+    item_t      ~ e(v | route[r, j]_t) (1 + habit n_t(v)) / sum,     n_t(v) = [item_1..t-1 = v] times
 
-A route is a cycle through some of the interests; each interest lies on several routes, where other
-interests follow it, so the last item tells little of the next: which route a user is on shows only
-in the items before. Neither route, stage nor interest is ever observed, and a `noise` item says
-nothing of them. Users may come back to an item, as listeners do.
+A route is a cycle through some of the interests. Each interest lies on several routes, with other
+interests after it, so the last item does not tell what comes next: that takes the route, which
+shows in the items before; and which items of the next interest a user is fond of shows in all the
+history. Nothing but items is observed.
 
-The states form a hidden Markov chain of which the items are emissions, so the forward algorithm
-gives p(item_t+1 | item_1..t) exactly, and ranking by it is the best that any model can do. All
-randomness is a function of the seed.
+Given the items, n_t is known, so routes and stages are a hidden Markov chain: the forward algorithm
+gives p(item_t+1 | item_1..t) exactly, and ranking by it is the best that any model can do. As users
+return to items, rank with the history included. All randomness is a function of the seed.
 
-Suffixes: U users, V items, T steps, K interests, R routes, J stages, N interactions.
+Suffixes: U users, M users whose step is known, V items, T steps, K interests, R routes, J stages,
+N interactions.
 """
 
 import dataclasses
@@ -41,10 +42,15 @@ class World:
   """Sizes and constants of the process above; `seed` draws both the world and its users.
 
   Attributes:
-    num_routes, route_length: together a multiple of `num_interests`, so that all lie on as many.
+    num_routes, route_length: their product is a multiple of `num_interests`, so that every interest
+      lies on equally many routes.
     min_length, max_length: a user's number of items is uniform between these two.
     exponent, offset: of the popularity law.
     stay, drift, noise: probabilities.
+    habit: weight that each earlier taking adds to an item, as a multiple of its own.
+
+  Raises:
+    InputError: a constant is out of range.
   """
 
   num_users: int = 2000
@@ -55,12 +61,12 @@ class World:
   route_length: int = 10
   min_length: int = 5
   max_length: int = 45
-  exponent: float = 1.5
+  exponent: float = 1.2
   offset: float = 20.0
   stay: float = 0.3
   drift: float = 0.02
   noise: float = 0.1
-  habit: float = 5.0
+  habit: float = 4.0
 
   def __post_init__(self) -> None:
     if not 3 <= self.min_length <= self.max_length:
@@ -72,6 +78,8 @@ class World:
     for name in ('stay', 'drift', 'noise'):
       if not 0 <= getattr(self, name) <= 1:
         raise InputError(f'World: {name}={getattr(self, name)} is no probability')
+    if self.habit < 0:
+      raise InputError(f'World: habit={self.habit} must be 0 or more')
 
 
 class Tables(NamedTuple):

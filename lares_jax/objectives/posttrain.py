@@ -1,7 +1,7 @@
 """Phase two: group-relative reinforcement of rollouts that rank the target well (method.md 6)."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +10,11 @@ import numpy as np
 from lares_jax import metrics
 from lares_jax.catalogue import Catalogue
 from lares_jax.data.batches import Batch
+from lares_jax.data.rows import Array
 from lares_jax.errors import InputError
 from lares_jax.model import depth
 from lares_jax.model.depth import DepthConfig
-from lares_jax.model.lares import Lares, at_places, initial_state
+from lares_jax.model.lares import Lares, initial_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +41,7 @@ class PosttrainConfig:
 class Draw(NamedTuple):
   """What the host draws for one step: the depth of each rollout."""
 
-  depth_G: np.ndarray
+  depth_G: Array
 
 
 def advantages(reward_GxM: jax.Array) -> jax.Array:
@@ -98,9 +99,10 @@ class Posttrain:
     frozen_TxGxMxD, _ = self._states(reference, batch, draw, initial[1], False, key)
     prompt_M = batch.scored_BxA.reshape(-1)
     target_M = batch.target_BxA.reshape(-1)
-    logprob_TxGxM = self._logprobs(params, states_TxGxMxD, target_M, prompt_M, draw)
+    sample = jax.random.fold_in(key, 1)  # of negatives, the same for policy and reference
+    logprob_TxGxM = self._logprobs(params, states_TxGxMxD, target_M, prompt_M, draw, sample)
     frozen_TxGxM = jax.lax.stop_gradient(
-      self._logprobs(reference, frozen_TxGxMxD, target_M, prompt_M, draw))
+      self._logprobs(reference, frozen_TxGxMxD, target_M, prompt_M, draw, sample))
 
     group = jnp.arange(c.rollouts)
     final_GxMxD = jax.lax.stop_gradient(states_TxGxMxD[draw.depth_G - 1, group])
@@ -127,28 +129,31 @@ class Posttrain:
     c, model, groups = self.model.config, self.model, self.config.rollouts
     rows = self._repeated(batch.rows)
     prelude_key, reason_key = jax.random.split(key)
-    apply = lambda key, *args, **kwargs: model.apply(
-      {'params': params}, *args, **kwargs, rngs={'dropout': key})
+
+    def apply(key, *args, **kwargs) -> Any:
+      return model.apply({'params': params}, *args, **kwargs, rngs={'dropout': key})
+
     if train and (c.embed_dropout or c.pre_dropout):
       h_NxLxD = apply(prelude_key, rows, train, method='prelude')
     else:  # every rollout would get the same H: compute it once
       h_BxLxD = apply(prelude_key, batch.rows, False, method='prelude')
       h_NxLxD = self._repeated(h_BxLxD)
-    place_BxA = batch.place_BxA
-    if place_BxA is None:
-      place_BxA = jnp.broadcast_to(jnp.arange(h_NxLxD.shape[1]), h_NxLxD.shape[:2])[: len(batch.rows.item_BxL)]
-    out = apply(reason_key, h_NxLxD, rows, z_NxLxD, jnp.repeat(draw.depth_G, len(batch.rows.item_BxL)),
-                self.depth.cap, train, place_BxA=jnp.tile(place_BxA, (groups, 1)), method='reason')
+    count, length = batch.rows.item_BxL.shape
+    every_BxL = jnp.broadcast_to(jnp.arange(length), (count, length))
+    place_BxA = every_BxL if batch.place_BxA is None else batch.place_BxA
+    depth_N = jnp.repeat(draw.depth_G, count)
+    out = apply(reason_key, h_NxLxD, rows, z_NxLxD, depth_N, self.depth.cap, train,
+                place_BxA=jnp.tile(place_BxA, (groups, 1)), method='reason')
     states = out.states_TxBxAxD
     return states.reshape(len(states), groups, -1, states.shape[-1]), out.distance_T
 
-  def _logprobs(self, params, states_TxGxMxD, target_M, prompt_M, draw):
+  def _logprobs(self, params, states_TxGxMxD, target_M, prompt_M, draw, key):
     """Log softmax score of the target after each step [T, G, M]; steps that are not are 0."""
     shape = states_TxGxMxD.shape[:3]
     step_TxG = jnp.arange(shape[0])[:, None] < draw.depth_G
     return self.catalogue.likelihood(
       states_TxGxMxD.astype(jnp.float32), jnp.broadcast_to(target_M, shape),
-      step_TxG[..., None] & prompt_M, params['item']).logprob_M
+      step_TxG[..., None] & prompt_M, params['item'], key).logprob_M
 
   def _rewards(self, params, final_GxMxD, target_M, prompt_M):
     shape = final_GxMxD.shape[:2]

@@ -10,6 +10,7 @@ import optax
 
 from lares_jax.catalogue import Catalogue
 from lares_jax.data.batches import Batch
+from lares_jax.data.rows import Array
 from lares_jax.errors import InputError
 from lares_jax.model import depth
 from lares_jax.model.depth import DepthConfig
@@ -38,8 +39,8 @@ class PretrainConfig:
 class Draw(NamedTuple):
   """What the host draws for one step: the depth, and the step (from 0) to align with the last."""
 
-  depth: np.ndarray
-  pick: np.ndarray
+  depth: Array
+  pick: Array
 
 
 def infonce(view_PxD, other_PxD, tau: float, negative_PxP) -> jax.Array:
@@ -95,7 +96,8 @@ class Pretrain:
     scored_M = batch.scored_BxA.reshape(-1)
     likelihood = self.catalogue.likelihood(
       query_BxAxD.reshape(-1, query_BxAxD.shape[-1]).astype(jnp.float32),
-      batch.target_BxA.reshape(-1), scored_M, params['item'])
+      batch.target_BxA.reshape(-1), scored_M, params['item'],
+      jax.random.fold_in(keys[0], 1))
     targets = jnp.maximum(scored_M.sum(), 1)
     loss = -jnp.where(scored_M, likelihood.logprob_M, 0.0).sum() / targets
     metrics = {'cross_entropy': loss, 'targets': targets, 'depth': steps,

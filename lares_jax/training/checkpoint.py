@@ -3,7 +3,8 @@
     WORKDIR/checkpoints/PHASE/latest/STEP    state, progress, config, item ids' fingerprint
     WORKDIR/checkpoints/PHASE/best/STEP      the evaluated parameters, and their validation metrics
 
-Both are written aside and renamed by orbax: a half-written one is never seen.
+Both are written aside and renamed by orbax: a half-written one is never seen. They restore onto any
+mesh: the padding of a split table, which depends on it, is cut off or filled up (`strict=False`).
 """
 
 import pathlib
@@ -41,9 +42,9 @@ class Checkpoints:
       config=ocp.args.JsonSave(config)))
 
   def restore(self, abstract_state) -> tuple[Any, dict[str, Any]]:
-    """The latest state, laid out like `abstract_state` (on any mesh), and the progress saved with it."""
+    """The latest state, laid out like `abstract_state` (on any mesh), and its progress."""
     out = self._latest.restore(self._latest.latest_step(), args=ocp.args.Composite(
-      state=ocp.args.StandardRestore(abstract_state), progress=ocp.args.JsonRestore()))
+      state=ocp.args.StandardRestore(abstract_state, strict=False), progress=ocp.args.JsonRestore()))
     return out.state, out.progress
 
   def save_best(self, step: int, params, metrics: dict[str, float]) -> None:
@@ -63,7 +64,7 @@ class Checkpoints:
     if step is None:
       raise InputError(f'{self.directory}: no checkpoint yet; train this phase first')
     out = self._best.restore(step, args=ocp.args.Composite(
-      params=ocp.args.StandardRestore(abstract_params), metrics=ocp.args.JsonRestore()))
+      params=ocp.args.StandardRestore(abstract_params, strict=False), metrics=ocp.args.JsonRestore()))
     return out.params, out.metrics, step
 
   def wait(self) -> None:

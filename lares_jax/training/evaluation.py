@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from lares_jax.training import sharding
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
-  """`depths` are those that the final report shows; () stands for 1, 2, 4, 8, 12, 16."""
+  """`depths` are those that the final report shows and validation chooses from."""
 
   batch_rows: int = 128
   depths: tuple[int, ...] = (1, 2, 4, 8, 12, 16)
@@ -46,7 +47,6 @@ class Evaluator:
     items_N = self.store.items_N
     batches = eval_batches(items_N, self.store.offsets[user_M], index_M, items_N[index_M],
                            self.data, self.config.batch_rows, hide=exclude_history)
-    key = jax.random.fold_in(jax.random.key(self.config.noise_seed), draw)
     out = np.full((len(depths), len(user_M)), np.nan)
     bar = tqdm.tqdm(total=len(user_M), desc=f'evaluate {split}', unit='user', leave=False,
                     disable=not sys.stderr.isatty())
@@ -55,13 +55,13 @@ class Evaluator:
     def collect():
       index_BxA, rank = pending.pop(0)
       real = index_BxA >= 0
-      out[:, index_BxA[real]] = np.asarray(rank)[:, real]
+      out[:, index_BxA[real]] = np.asarray(rank)[:, : len(real)][:, real]
       bar.update(int(real.sum()))
 
     for batch in batches:
       index_BxA, batch = batch.index_BxA, batch._replace(index_BxA=None)
       batch = sharding.put_batch(batch, self.mesh)
-      pending.append((index_BxA, self._batch_ranks(params, batch, key, depths)))
+      pending.append((index_BxA, self.batch_ranks(params, batch, np.int32(draw), depths)))
       if len(pending) > 1:  # read a result only once the next batch is under way
         collect()
     while pending:
@@ -70,7 +70,9 @@ class Evaluator:
     return out
 
   @functools.partial(jax.jit, static_argnums=(0, 4))
-  def _batch_ranks(self, params, batch: EvalBatch, key, depths):
+  def batch_ranks(self, params, batch: EvalBatch, draw, depths):
+    """Ranks [depth, B, A] of one batch's targets."""
+    key = jax.random.fold_in(jax.random.key(self.config.noise_seed), draw)
     states = user_vectors(self.model, params, batch.rows, batch.place_BxA, key, depths)
     count, shape = len(depths), batch.target_BxA.shape
     flat = lambda x_BxA: x_BxA.reshape(-1, *x_BxA.shape[2:])
@@ -78,7 +80,7 @@ class Evaluator:
     hidden = None if batch.hidden_BxAxH is None else wide(batch.hidden_BxAxH)
     rank_TxM = self.catalogue.ranks(states.reshape(count, -1, states.shape[-1]), wide(batch.target_BxA),
                                     wide(batch.scored_BxA), params['item'], hidden)
-    return rank_TxM.reshape(count, *shape)
+    return sharding.everywhere(rank_TxM.reshape(count, *shape), self.mesh)
 
 
 def user_vectors(model: Lares, params, rows, place_BxA, key, depths: tuple[int, ...]):
@@ -86,7 +88,7 @@ def user_vectors(model: Lares, params, rows, place_BxA, key, depths: tuple[int, 
 
   Depth 0, or a model without core-block, gives H.
   """
-  apply = functools.partial(model.apply, {'params': params})
+  apply: Any = functools.partial(model.apply, {'params': params})
   h_BxLxD = apply(rows, method='prelude')
   plain_BxAxD = at_places(h_BxLxD, place_BxA).astype(jnp.float32)
   deepest = max(depths) if model.config.core_layers else 0

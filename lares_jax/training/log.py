@@ -10,18 +10,22 @@ import numpy as np
 import tensorboardX
 import tqdm
 
+from lares_jax.training import processes
+
 
 class Log:
   """Metrics of one run. Lines later than `step` (from before a restart) are taken out at opening."""
 
   def __init__(self, workdir: pathlib.Path, phase: str, step: int, steps: int):
     self._phase = phase
-    self._path = workdir / 'metrics.jsonl'
-    self._forget_after(step)
+    self._path = workdir / 'metrics.jsonl' if processes.first() else pathlib.Path(os.devnull)
+    if processes.first():
+      self._forget_after(step)
     self._file = open(self._path, 'a', encoding='utf-8')
-    self._board = tensorboardX.SummaryWriter(str(workdir / 'tensorboard' / phase), purge_step=step)
+    self._board = tensorboardX.SummaryWriter(
+      str(workdir / 'tensorboard' / phase), purge_step=step, write_to_disk=processes.first())
     self._bar = tqdm.tqdm(total=steps, initial=step, desc=phase, unit='step', mininterval=0.5,
-                          disable=not sys.stderr.isatty())
+                          disable=not (sys.stderr.isatty() and processes.first()))
     self._sums: dict[str, float] = {}
     self._count = 0
     self._targets = 0.0

@@ -13,7 +13,8 @@ import numpy as np
 
 from lares_jax.data.batches import TrainBatches
 from lares_jax.errors import InputError
-from lares_jax.training import sharding, state as state_lib
+from lares_jax.training import processes, sharding
+from lares_jax.training import state as state_lib
 from lares_jax.training.checkpoint import Checkpoints, abstract
 from lares_jax.training.log import Log
 
@@ -103,7 +104,8 @@ def run(phase: Phase, params, workdir: pathlib.Path, config: dict[str, Any],
   places = sharding.of_tree(shapes, mesh)
   progress = Progress()
   if checkpoints.latest_step is None:
-    state = jax.jit(fresh, out_shardings=places)(params)
+    own = phase.reference is None  # then nobody else needs the parameters: they are taken over
+    state = jax.jit(fresh, out_shardings=places, donate_argnums=0 if own else ())(params)
   else:
     state, saved = checkpoints.restore(abstract(shapes, places))
     progress = Progress(**saved)
@@ -111,10 +113,11 @@ def run(phase: Phase, params, workdir: pathlib.Path, config: dict[str, Any],
     lambda state, reference, batch, draw: state_lib.train_step(
       state, reference, batch, draw, objective=phase.objective, optimizer=phase.optimizer,
       seed=phase.seed, ema=ema),
-    donate_argnums=0, out_shardings=(places, None))
+    donate_argnums=0, out_shardings=(places, sharding.replicated(mesh)))
 
   step = int(state.step)
   log = Log(workdir, phase.name, step, phase.steps)
+  log.say(sharding.describe((state.params, state.opt_state), mesh))
   if step:
     log.say(f'{phase.name}: going on from step {step} of {phase.steps}')
   signals = Signals()
@@ -133,8 +136,9 @@ def _loop(phase, state, step, progress, step_of, checkpoints, config, mesh, log,
   while True:
     over = step >= phase.steps
     due = over or step % phase.eval_every == 0 and (step or phase.validate_first)
-    if due or signals.caught:
-      last = _settle(last, step, names, progress, phase, log)
+    if due or processes.agreed(signals.caught, step):
+      _settle(last, step, names, progress, phase, log)
+      last = None
       log.flush(step)
       if due and step != checkpoints.latest_step:
         metrics = phase.validate(state.evaluated)
@@ -144,14 +148,14 @@ def _loop(phase, state, step, progress, step_of, checkpoints, config, mesh, log,
         log.say(_sentence(phase, step, metrics, progress))
         log.restart()
       checkpoints.save(step, state, dataclasses.asdict(progress), config)
-      if signals.caught:
-        raise Interrupted(signals.caught)
+      if signum := processes.agreed(signals.caught, step):
+        raise Interrupted(signum)
     patient = not phase.train.patience or progress.stale < phase.train.patience
     if over or not patient:
       return
     batch, draw = next(batches)
     state, metrics = step_of(state, phase.reference, sharding.put_batch(batch, mesh), draw)
-    last = _settle(last, step, names, progress, phase, log)
+    _settle(last, step, names, progress, phase, log)
     if step % phase.train.log_every_steps == 0:
       log.flush(step)
     last, step = metrics, step + 1

@@ -5,13 +5,14 @@ import re
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lares_jax.errors import InputError
 
 # First match wins. Paths read like `params/item` or `opt_state/0/mu/scan/step/core_0/ffn/...`.
 RULES = (
-  (r'(^|/)item$', PartitionSpec('catalogue', None)),
+  (r'(^|/)(item|text)$', PartitionSpec('catalogue', None)),
   (r'', PartitionSpec()),
 )
 
@@ -24,37 +25,70 @@ class MeshConfig:
   catalogue: int = 1
 
 
-def build(config: MeshConfig) -> Mesh:
-  """A mesh over all devices of all processes."""
-  devices = jax.device_count()
-  if config.catalogue < 1 or devices % config.catalogue:
-    raise InputError(f'mesh.catalogue={config.catalogue} does not divide the {devices} devices')
-  data = config.data or devices // config.catalogue
-  if data * config.catalogue != devices:
-    raise InputError(f'mesh {data} x {config.catalogue} does not use the {devices} devices; '
+def build(config: MeshConfig, devices=None) -> Mesh:
+  """A mesh over the given devices, or all devices of all processes."""
+  devices = devices or jax.devices()
+  count = len(devices)
+  if config.catalogue < 1 or count % config.catalogue:
+    raise InputError(f'mesh.catalogue={config.catalogue} does not divide the {count} devices')
+  data = config.data or count // config.catalogue
+  if data * config.catalogue != count:
+    raise InputError(f'mesh {data} x {config.catalogue} does not use the {count} devices; '
                      'set mesh.data=0 to infer it')
-  return jax.make_mesh((data, config.catalogue), ('data', 'catalogue'),
-                       axis_types=(AxisType.Auto,) * 2)
+  names, kinds = ('data', 'catalogue'), (AxisType.Auto,) * 2
+  slices = len({getattr(device, 'slice_index', 0) for device in devices})
+  if slices > 1 and data % slices == 0:  # the slow network between slices carries `data` alone
+    grid = mesh_utils.create_hybrid_device_mesh((data // slices, config.catalogue), (slices, 1), devices)
+    return Mesh(grid, names, axis_types=kinds)
+  return jax.make_mesh((data, config.catalogue), names, axis_types=kinds, devices=devices)
 
 
 def of_tree(tree, mesh: Mesh):
   """The sharding of every array of a state, by the rules."""
+  return jax.tree.map_with_path(lambda path, _: NamedSharding(mesh, _rule(path)[1]), tree)
 
-  def one(path, _):
-    name = '/'.join(str(getattr(p, 'key', getattr(p, 'name', getattr(p, 'idx', p)))) for p in path)
-    return NamedSharding(mesh, next(spec for rule, spec in RULES if re.search(rule, name)))
 
-  return jax.tree.map_with_path(one, tree)
+def _rule(path) -> tuple[str, PartitionSpec]:
+  name = '/'.join(str(getattr(p, 'key', getattr(p, 'name', getattr(p, 'idx', p)))) for p in path)
+  return next(rule for rule in RULES if re.search(rule[0], name))
+
+
+def describe(tree, mesh: Mesh) -> str:
+  """What each rule places where, and the bytes that it takes on every device."""
+  arrays, held = dict.fromkeys(RULES, 0), dict.fromkeys(RULES, 0)
+  for path, x in jax.tree.leaves_with_path(tree):
+    rule = _rule(path)
+    arrays[rule] += 1
+    held[rule] += int(np.prod(NamedSharding(mesh, rule[1]).shard_shape(x.shape))) * x.dtype.itemsize
+  lines = [f'mesh: data {mesh.shape["data"]} x catalogue {mesh.shape["catalogue"]}; '
+           f'parameters and optimizer, {sum(held.values()):,} bytes a device:']
+  for rule, spec in RULES:
+    where = ' x '.join(axis or 'whole' for axis in spec) or 'a copy on every device'
+    lines.append(f'  {rule or "everything else":<18} {where}: {arrays[rule, spec]} arrays, '
+                 f'{held[rule, spec]:,} bytes')
+  return '\n'.join(lines)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """A copy on every device, which every process can read."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def everywhere(x: jax.Array, mesh: Mesh) -> jax.Array:
+  """Within jit: `x` gathered onto every device; for results that the host reads."""
+  return jax.lax.with_sharding_constraint(x, replicated(mesh))
 
 
 def put_batch(batch, mesh: Mesh):
-  """Host arrays, whole on every process, as global arrays: rows split over `data` where they can be."""
+  """Host arrays, whole on every process, as global arrays with their rows split over `data`.
+
+  Rows are filled up to a multiple of the axis with zeros, which every mask calls filling.
+  """
   shards = mesh.shape['data']
+  sharding = NamedSharding(mesh, PartitionSpec('data'))
 
   def put(x):
-    x = np.asarray(x)
-    split = x.ndim and x.shape[0] % shards == 0
-    sharding = NamedSharding(mesh, PartitionSpec('data') if split else PartitionSpec())
+    x = np.pad(x, [(0, -len(x) % shards)] + [(0, 0)] * (x.ndim - 1))
     return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
   return jax.tree.map(put, batch)

@@ -1,0 +1,46 @@
+"""Catalogues too large to score at once: 10^7 items on one machine's CPU, 10^8 on a slice of TPUs.
+
+    python -m configs.large_catalogue runs/large.parquet              # makes up a log, one minute
+    python -m lares_jax.main --config=configs/large_catalogue.py --workdir=runs/large \
+        --config.data.path=runs/large.parquet                         # five steps and an evaluation
+    python -m lares_jax.study compile --config=configs/large_catalogue.py:slice --items=100000000 \
+        --topology=v5p:2x2x4                                          # what each of 16 chips holds
+"""
+
+import sys
+
+import numpy as np
+import polars as pl
+
+from configs import lares
+
+
+def get_config(variant: str = ''):
+  config = lares.get_config()
+  config.data.prepare.user, config.data.prepare.item, config.data.prepare.time = 'user', 'item', 'time'
+  config.pretrain.train.patience = 0
+  config.evaluate.depths = (4,)
+  if variant == 'slice':
+    config.mesh.catalogue = 4
+    config.pretrain.train.batch_rows = 256
+    config.catalogue.dtype = 'bfloat16'
+  elif variant:
+    raise ValueError(f'large_catalogue.py:{variant}: use large_catalogue.py or large_catalogue.py:slice')
+  else:
+    config.pretrain.train.epochs = 1e-4  # of an epoch
+    config.pretrain.train.batch_rows = 4
+    config.pretrain.train.log_every_steps = 1
+    config.evaluate.batch_rows = 8
+  return config
+
+
+def write_log(path: str, items: int = 10_000_000, users: int = 500) -> None:
+  """Every item once, in the histories of a few users, so that there is little to evaluate."""
+  item_N = np.random.default_rng(0).permutation(items)
+  place_N = np.arange(items)
+  pl.DataFrame({'user': place_N % users, 'item': item_N, 'time': place_N}).write_parquet(path)
+  print(f'wrote {path}: {items:,} interactions of {users:,} users with {items:,} items')
+
+
+if __name__ == '__main__':
+  write_log(*sys.argv[1:2])

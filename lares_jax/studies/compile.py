@@ -1,0 +1,199 @@
+"""Compiles a run's programs for accelerators that are not there, and says what each chip would hold.
+
+    python -m lares_jax.study compile --config=configs/large_catalogue.py --topology=v5p:2x2x4 \\
+        [--num_slices=2] [--items=100000000] [--config.mesh.catalogue=16]
+
+A topology is v4, v5e, v5p or v6e and the chips along each axis, or h200 and the number of GPUs. For
+TPU install requirements-tpu.txt, for GPU requirements-aot.txt. `--items` stands in for a data set.
+"""
+
+import os
+
+os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
+os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')  # only a compiler here: no chip is claimed
+
+import dataclasses
+import functools
+import pathlib
+import re
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import config_flags
+
+from lares_jax import config as config_lib
+from lares_jax.data.batches import eval_batches
+from lares_jax.data.store import Store
+from lares_jax.errors import InputError
+from lares_jax.experiment import Experiment
+from lares_jax.studies import flops, hlo
+from lares_jax.training import sharding
+from lares_jax.training import state as state_lib
+from lares_jax.training.checkpoint import abstract
+from lares_jax.training.evaluation import Evaluator
+from lares_jax.training.loop import Phase
+
+_CONFIG = config_flags.DEFINE_config_file('config', help_string='A file of configs/.')
+_TOPOLOGY = flags.DEFINE_string('topology', 'v5e:4x4', 'Such as v5e:4x4, v5p:2x2x4, h200:8.')
+_SLICES = flags.DEFINE_integer('num_slices', 1, 'TPU slices, or GPU machines.')
+_ITEMS = flags.DEFINE_integer('items', 0, 'Size of the catalogue; 0: that of the data set.')
+
+GIB = 2**30
+MEMORY = {'v4': 32, 'v5e': 16, 'v5p': 95, 'v6e': 32, 'h200': 141}  # GiB a chip
+
+
+def main(argv: list[str]) -> int:
+  del argv
+  if _CONFIG.value is None:
+    raise InputError('give --config=configs/NAME.py')
+  devices, kind = topology(_TOPOLOGY.value, _SLICES.value)
+  experiment = Unbuilt(config_lib.of_flag(_CONFIG.value), pathlib.Path('.'), _ITEMS.value,
+                       tuple(devices))
+  shape = experiment.mesh.shape
+  print(f'{_TOPOLOGY.value} x {_SLICES.value}: {len(devices)} chips, mesh data {shape["data"]} x '
+        f'catalogue {shape["catalogue"]}; {experiment.catalogue.items:,} items in '
+        f'{experiment.catalogue.rows:,} rows')
+  fits = [report(name, build, experiment, kind) for name, build in programs(experiment).items()]
+  print(f'everything fits into {MEMORY[kind]} GiB a chip' if all(fits) else
+        f'does not fit into {MEMORY[kind]} GiB a chip: take more chips, a longer axis `catalogue` or '
+        'fewer rows a step')
+  return 0 if all(fits) else 1
+
+
+def topology(name: str, slices: int) -> tuple[list[Any], str]:
+  """Devices to compile for, and their kind.
+
+  Raises:
+    InputError: no such topology, or the compiler for it is not installed.
+  """
+  found = re.fullmatch(r'(v4|v5e|v5p|v6e):(\d+(?:x\d+)*)|h200:(\d+)', name)
+  if not found:
+    raise InputError(f'--topology={name}: use v4, v5e, v5p or v6e with the chips along each axis, '
+                     'such as v5e:4x4, or h200:8')
+  kind = found[1] or 'h200'
+  try:
+    if kind == 'h200':
+      target = (pathlib.Path(__file__).parent / 'h200.txtpb').read_text(encoding='utf-8')
+      topology = topologies.get_topology_desc(
+        platform='cuda', topology_name='h200', target_config=target,
+        topology=f'{slices}x1x{found[3]}')
+    else:
+      more = {'num_slices': slices} if slices > 1 else {}
+      topology = topologies.get_topology_desc(platform='tpu', topology_name=name, **more)
+  except (RuntimeError, ValueError, NotImplementedError) as error:
+    extra = '--no-deps -r requirements-aot.txt' if kind == 'h200' else '-r requirements-tpu.txt'
+    raise InputError(f'--topology={name}: {str(error).splitlines()[0]} (pip install {extra} ?)'
+                     ) from None
+  return list(topology.devices), kind
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Unbuilt(Experiment):
+  """An experiment of which only the shapes are wanted."""
+
+  items: int
+  devices: tuple[Any, ...]
+
+  @functools.cached_property
+  def mesh(self) -> Mesh:
+    return sharding.build(self.config.mesh, list(self.devices))
+
+  @functools.cached_property
+  def store(self) -> Store:
+    """Enough users of `max_history` items each for a batch, over a catalogue of the wanted size."""
+    items = self.items or Experiment(self.config, self.workdir).store.num_items
+    c = self.config
+    length = c.data.max_history
+    rows = max(c.pretrain.train.batch_rows, c.posttrain.train.batch_rows, c.evaluate.batch_rows)
+    offsets = np.arange(rows * (c.data.length // length) + 1) * (length + 3)
+    items_N = np.zeros(offsets[-1], np.int32)
+    return Store('', items_N, None, offsets, offsets[1:] - 2, offsets[1:] - 1,
+                 {'counts': {'items': items, 'users': len(offsets) - 1,
+                             'interactions': len(items_N)}, 'fingerprint': '', 'sources': []})
+
+
+def programs(experiment: Unbuilt) -> dict[str, Any]:
+  """By name: a function of an experiment to a traced program, ready to be lowered."""
+  out = {'phase one, a step': lambda e: step(e, e.pretraining())}
+  if experiment.config.depth.mean and 'posttrain' in experiment.config.phase_list:
+    out['phase two, a step'] = lambda e: step(e, e.posttraining(e.abstract_params, None))
+  out['evaluation, a batch'] = evaluation
+  return out
+
+
+def step(experiment: Unbuilt, phase: Phase):
+  mesh = experiment.mesh
+  shapes = jax.eval_shape(
+    lambda params: state_lib.create(params, phase.optimizer, phase.train.ema),
+    experiment.abstract_params)
+  places = sharding.of_tree(shapes, mesh)
+  whole = lambda x: jax.ShapeDtypeStruct(np.shape(x), np.asarray(x).dtype,
+                                         sharding=sharding.replicated(mesh))
+  draw = jax.tree.map(whole, phase.objective.draw(np.random.default_rng(0)))
+
+  def train_step(state, reference, batch, draw):
+    return state_lib.train_step(state, reference, batch, draw, objective=phase.objective,
+                                optimizer=phase.optimizer, seed=phase.seed, ema=phase.train.ema)
+
+  jitted = jax.jit(train_step, donate_argnums=0,
+                   out_shardings=(places, sharding.replicated(mesh)))
+  batch = abstract_batch(phase.batches.batch(0), mesh)
+  return jitted.trace(abstract(shapes, places), phase.reference, batch, draw)
+
+
+def evaluation(experiment: Unbuilt):
+  c, evaluator = experiment.config, experiment.evaluator
+  store = experiment.store
+  user_M, index_M = store.targets('valid')
+  batch = next(eval_batches(store.items_N, store.offsets[user_M], index_M, store.items_N[index_M],
+                            c.data, c.evaluate.batch_rows))
+  batch = abstract_batch(batch._replace(index_BxA=None), experiment.mesh)
+  return Evaluator.batch_ranks.trace(
+    evaluator, experiment.abstract_params, batch, np.int32(0), (c.depth.mean,))
+
+
+def abstract_batch(batch, mesh: Mesh):
+  """The shapes and places of `sharding.put_batch`."""
+  rows = mesh.shape['data']
+  one = lambda x: jax.ShapeDtypeStruct((-(-len(x) // rows) * rows, *x.shape[1:]), x.dtype,
+                                       sharding=NamedSharding(mesh, PartitionSpec('data')))
+  return jax.tree.map(one, batch)
+
+
+def report(name: str, build, experiment: Unbuilt, kind: str) -> bool:
+  """Compiles one program and prints what a chip holds, sends and computes; whether it fits."""
+  start = time.time()
+  print(f'\n{name}')
+  try:
+    compiled = build(experiment).lower().compile()
+  except jax.errors.JaxRuntimeError as error:
+    if 'RESOURCE_EXHAUSTED' not in str(error):
+      raise
+    print('  the compiler finds no room: ' + str(error).strip().splitlines()[0])
+    return False
+  memory = compiled.memory_analysis()
+  parts = {'arguments': memory.argument_size_in_bytes,
+           'results beyond them': memory.output_size_in_bytes - memory.alias_size_in_bytes,
+           'temporaries': memory.temp_size_in_bytes,
+           'code': memory.generated_code_size_in_bytes}
+  total = sum(parts.values())
+  for part, size in parts.items():
+    print(f'  {part:<20} {size:>17,} bytes a chip')
+  fits = total <= MEMORY[kind] * GIB
+  print(f'  {"in all":<20} {total:>17,} bytes: {"fits" if fits else "DOES NOT FIT"}, '
+        f'{total / GIB / MEMORY[kind]:.0%} of {MEMORY[kind]} GiB')
+  for line in hlo.collectives(compiled.as_text()):
+    print(f'  {line}')
+  r = experiment.config.depth.mean
+  print(f'  {flops.of(experiment, build, r):>14,.0f} FLOPs a chip in matrix products at depth {r}')
+  seconds = hlo.seconds(compiled)
+  if seconds:
+    print(f'  {seconds * 1e3:.2f} ms by XLA\'s estimate, the body of each loop counted once')
+  print(f'  compiled in {time.time() - start:.0f} s')
+  return fits

@@ -1,0 +1,77 @@
+"""One program on many machines: joining in, one voice, and an end for all when one is lost."""
+
+import contextlib
+import os
+import re
+import sys
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from lares_jax.errors import InputError
+
+VARIABLE = 'LARES_PROCESSES'
+_HEARTBEAT = 60  # seconds without a sign of life after which a process counts as lost
+_EVERY = 10  # steps between asking whether a signal has come
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[None]:
+  """Joins the other processes of the launcher for the length of the block, if the environment asks.
+
+  LARES_PROCESSES=auto takes number and address from the launcher: Cloud TPU, GKE, SLURM, Open MPI.
+  LARES_PROCESSES=0/2@host:1234 gives them by hand: process 0 of 2; process 0 listens at host:1234.
+  Only process 0 prints. A process that loses another ends at once with one line and exit code 1.
+
+  Raises:
+    InputError: the variable does not read so, or there is no such launcher.
+  """
+  wanted = os.environ.get(VARIABLE, '')
+  if not wanted:
+    yield
+    return
+  _join(wanted)
+  try:
+    yield
+  except jax.errors.JaxRuntimeError as error:
+    reason = str(error).strip().splitlines()[0]
+    print(f'error: process {jax.process_index()} of {jax.process_count()} stopped, most likely '
+          f'because another was lost ({reason}); start all again to go on from the last checkpoint',
+          file=sys.stderr, flush=True)
+    os._exit(1)  # the orderly way out would wait for the process that is gone
+
+
+def _join(wanted: str) -> None:
+  by_hand = re.fullmatch(r'(\d+)/(\d+)@(\S+:\d+)', wanted)
+  if not by_hand and wanted != 'auto':
+    raise InputError(f'{VARIABLE}={wanted}: use auto, or process/processes@host:port')
+  try:
+    jax.distributed.initialize(
+      *((by_hand[3], int(by_hand[2]), int(by_hand[1])) if by_hand else ()),
+      heartbeat_timeout_seconds=_HEARTBEAT, shutdown_timeout_seconds=_HEARTBEAT)
+  except ValueError as error:
+    raise InputError(f'{VARIABLE}={wanted}: {error} Is this started by the launcher?') from None
+  if not first():
+    sys.stdout = open(os.devnull, 'w', encoding='utf-8')  # until the process ends
+
+
+def first() -> bool:
+  """Whether this is the process that writes files other than checkpoints."""
+  return jax.process_index() == 0
+
+
+def wait(name: str) -> None:
+  """Until every process has come to the place of this name."""
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(name)
+
+
+def agreed(signum: int | None, step: int) -> int | None:
+  """The signal that has reached any of the processes: the same answer on all, at the same step."""
+  if jax.process_count() == 1:
+    return signum
+  if step % _EVERY:
+    return None
+  return int(multihost_utils.process_allgather(np.int32(signum or 0)).max()) or None

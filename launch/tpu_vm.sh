@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# A Cloud TPU VM or pod slice, from your own machine: copies this directory to all of its workers and
+# starts the run on each. Fill in the three values, or export them; the TPU must exist already.
+# With more than one worker, --workdir and --config.data.path must lie on a disk that all of them
+# mount at the same place (Filestore, or a bucket through Cloud Storage FUSE).
+#
+#   TPU=my-tpu ZONE=us-east5-a PROJECT=my-project \
+#     bash launch/tpu_vm.sh --config=configs/beauty.py --workdir=/mnt/shared/beauty
+#
+# Stopped or preempted, the same command goes on where the run was.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+TPU=${TPU:?the name of the TPU VM}
+ZONE=${ZONE:?its zone}
+PROJECT=${PROJECT:?your Google Cloud project}
+
+tpu=(gcloud compute tpus tpu-vm)
+where=(--zone="$ZONE" --project="$PROJECT" --worker=all)
+
+archive=$(mktemp --suffix=.tar.gz)
+trap 'rm -f "$archive"' EXIT
+tar --create --gzip --file="$archive" --exclude=__pycache__ \
+  lares_jax configs launch requirements.txt requirements-tpu.txt
+"${tpu[@]}" scp "$archive" "$TPU:lares_jax.tar.gz" "${where[@]}"
+
+printf -v arguments ' %q' "$@"
+"${tpu[@]}" ssh "$TPU" "${where[@]}" --command="
+  set -e
+  mkdir -p lares_jax && tar --extract --gzip --file=lares_jax.tar.gz --directory=lares_jax
+  cd lares_jax
+  PLATFORM=tpu LARES_PROCESSES=${LARES_PROCESSES:-auto} bash launch/train.sh$arguments"

@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# What every machine of a run executes; the other scripts here start it. Arguments go to lares_jax.main.
+#
+#   bash launch/train.sh --config=configs/beauty.py --workdir=runs/beauty     one process
+#   LARES_PROCESSES=0/2@localhost:1234 bash launch/train.sh ... &             two on one machine
+#   LARES_PROCESSES=1/2@localhost:1234 bash launch/train.sh ...
+#
+# PYTHON names the interpreter; without it .venv is made on first use, with the packages that
+# PLATFORM (cpu, tpu or gpu) needs. The workdir must be on a disk that all machines share.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+if [[ -z ${PYTHON:-} ]]; then
+  bash launch/setup.sh
+  PYTHON=.venv/bin/python
+  if [[ ${PLATFORM:-cpu} != cpu ]]; then
+    "$PYTHON" -m pip install --quiet --disable-pip-version-check -r "requirements-$PLATFORM.txt"
+  fi
+fi
+exec "$PYTHON" -m lares_jax.main "$@"

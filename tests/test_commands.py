@@ -1,0 +1,46 @@
+"""The commands as a person types them: one clear line for what is wrong, and exit code 1."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+MAIN = ['lares_jax.main', '--config=configs/beauty.py']
+
+
+def run(*arguments, text=''):
+  environment = {**os.environ, 'JAX_PLATFORMS': 'cpu'}
+  return subprocess.run([sys.executable, '-m', *arguments], cwd=ROOT, input=text, text=True,
+                        capture_output=True, timeout=120, env=environment)
+
+
+@pytest.mark.parametrize('arguments, said', (
+  ([*MAIN, '--workdir=W', '--config.pretrain.train.epoch=3'], 'Did you mean "epochs"'),
+  ([*MAIN, '--workdir=W', '--config.seed=one'], 'config.seed'),
+  ([*MAIN, '--workdir=W', '--config.data.path=no/such/log.txt'], 'no/such/log.txt'),
+  ([*MAIN, '--workdir=W', '--config.model.combine=sum'], 'use one of add, concat, gated'),
+  ([*MAIN], '--workdir=DIR'),
+  (['lares_jax.main', '--config=configs/none.py', '--workdir=W'], 'configs/none.py'),
+  (['lares_jax.main', '--config=configs/beauty.py:odd', '--workdir=W'], 'use beauty.py'),
+  (['lares_jax.evaluate', '--workdir=no/such/run'], 'no config.json there'),
+), ids=lambda x: x if isinstance(x, str) else '')
+def test_one_line_and_exit_code_1(tmp_path, arguments, said):
+  out = run(*[a.replace('=W', f'={tmp_path / "w"}') for a in arguments])
+  assert out.returncode == 1, out.stderr[-800:]
+  assert said in out.stderr and 'Traceback' not in out.stderr, out.stderr[-800:]
+  assert out.stderr.startswith('error: ') and out.stderr.count('\n') == 1, out.stderr[-800:]
+  assert not list(tmp_path.iterdir()), 'nothing may be left behind'
+
+
+@pytest.mark.parametrize('content, said', (
+  ('', 'empty'), ('1 2 3 4\n2\n', 'row 2'), ('1 2 3 x\n', 'row 1')), ids=('empty', 'no items', 'not a number'))
+def test_a_faulty_log_is_named_with_its_row(tmp_path, content, said):
+  log = tmp_path / 'log.txt'
+  log.write_text(content, encoding='utf-8')
+  out = run(*MAIN, f'--workdir={tmp_path / "w"}', f'--config.data.path={log}',
+            f'--config.data.cache={tmp_path / "cache"}')
+  assert out.returncode == 1 and out.stderr.count('\n') == 1, out.stderr[-800:]
+  assert 'log.txt' in out.stderr and said in out.stderr

@@ -1,0 +1,333 @@
+"""Recommending for raw histories: the class, the command and the exported artifact say the same."""
+
+import ast
+import dataclasses
+import hashlib
+import importlib.util
+import io
+import json
+import os
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pytest
+import tiny
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lares_jax import export, metrics, recommend
+from lares_jax import recommender as recommender_lib
+from lares_jax.data.store import Store
+from lares_jax.errors import InputError
+from lares_jax.experiment import Experiment, write_json
+from lares_jax.recommender import Recommender
+from lares_jax.scoring import CatalogueConfig
+from lares_jax.training.checkpoint import Checkpoints
+
+OPTIONS = dict(k=10, depth=None, exclude_history=True)
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  """What a run of no steps leaves: its workdir, store and recommender."""
+  directory = tmp_path_factory.mktemp('run')
+  store = tiny.make_store(directory / 'data')
+  workdir = directory / 'workdir'
+  experiment = Experiment.start(tiny.make_config(directory / 'data'), str(workdir))
+  params = experiment.init_params()
+  checkpoints = Checkpoints(workdir, 'pretrain')
+  checkpoints.save_best(0, params, {})
+  checkpoints.close()
+  rank_1xM = experiment.evaluator.ranks(params, 'test', (2,))
+  write_json(workdir / 'result.json', {
+    'fingerprint': store.fingerprint, 'phase': 'pretrain', 'depth': 2,
+    'test_at_depth': metrics.summary(rank_1xM[0])})
+  return types.SimpleNamespace(workdir=str(workdir), store=store, rank_M=rank_1xM[0],
+                               recommender=Recommender.load(str(workdir)))
+
+
+@pytest.fixture(scope='module')
+def artifact(run, tmp_path_factory):
+  """The exported directory, and its example imported."""
+  directory = tmp_path_factory.mktemp('export') / 'artifact'
+  export.export(run.workdir, str(directory), ['cpu'], k=10)
+  spec = importlib.util.spec_from_file_location('artifact_example', directory / 'example.py')
+  example = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(example)
+  return types.SimpleNamespace(directory=directory, example=example)
+
+
+def raw_histories(store: Store, split: str = 'test') -> tuple[list[list[str]], list[str]]:
+  """Histories and targets of a split, as raw ids."""
+  user_M, index_M = store.targets(split)
+  raw_N = np.array(store.item_ids.to_list(), object)[store.items_N]
+  first_M = store.offsets[user_M]
+  histories = [raw_N[a:b].tolist() for a, b in zip(first_M, index_M, strict=True)]
+  return histories, raw_N[index_M].tolist()
+
+
+def answers(recommender, text: bytes, batch: int = 7, **options) -> list[dict]:
+  sink = io.StringIO()
+  recommend.run(recommender, io.BytesIO(text), sink, batch=batch, **{**OPTIONS, **options})
+  return [json.loads(line) for line in sink.getvalue().splitlines()]
+
+
+def untrained(directory, **changes) -> tuple[Experiment, Recommender]:
+  """A model of another config, as it was born."""
+  tiny.make_store(directory / 'data')
+  experiment = Experiment(tiny.make_config(directory / 'data', **changes), directory)
+  c, store = experiment.config, experiment.store
+  return experiment, Recommender(
+    experiment.model, experiment.init_params(), experiment.catalogue, c.data, c.evaluate.batch_rows,
+    c.evaluate.noise_seed, c.depth.mean, store.item_ids.to_list(), store.train_count_V)
+
+
+def hits(recommender, store, **options) -> np.ndarray:
+  histories, targets = raw_histories(store)
+  out = recommender.recommend(histories, **options)
+  return np.array([target in r.items for target, r in zip(targets, out, strict=True)])
+
+
+@pytest.mark.parametrize('exclude_history', (False, True))
+def test_recall_is_that_of_evaluation(run, exclude_history):
+  rank_M = run.rank_M
+  if exclude_history:
+    evaluator = recommender_lib.opened(run.workdir).evaluator
+    rank_M = evaluator.ranks(run.recommender.params, 'test', (2,), exclude_history=True)[0]
+  hit_M = hits(run.recommender, run.store, exclude_history=exclude_history)
+  assert hit_M.mean() == metrics.summary(rank_M)['recall@10']
+  np.testing.assert_array_equal(hit_M, rank_M < 10)
+  assert 0 < hit_M.mean() < 1, 'this data set no longer tells hits from misses: change its size'
+
+
+@pytest.mark.parametrize('kind', ('bsarec', 'plain', 'cos'))
+def test_other_models_get_the_ranks_of_evaluation_too(tmp_path, kind):
+  config = tiny.make_config('')
+  changes = {
+    'bsarec': dict(
+      data=dataclasses.replace(config.data, path=str(tmp_path / 'data'), rows='prefix'),
+      model=dataclasses.replace(config.model, backbone=dataclasses.replace(
+        config.model.backbone, name='bsarec'))),
+    'plain': dict(depth=dataclasses.replace(config.depth, mean=0)),
+    'cos': dict(catalogue=CatalogueConfig('cos', tau=0.1, tile=16, block=16)),
+  }[kind]
+  experiment, recommender = untrained(tmp_path, **changes)
+  rank_1xM = experiment.evaluator.ranks(recommender.params, 'test', (recommender.depth,))
+  hit_M = hits(recommender, experiment.store, exclude_history=False)
+  np.testing.assert_array_equal(hit_M, rank_1xM[0] < 10)
+  if kind == 'plain':
+    with pytest.raises(InputError, match='from 0 to 0'):
+      recommender.recommend([['i1']], depth=1)
+
+
+@pytest.mark.parametrize('depth', (None, 0, 3))
+@pytest.mark.parametrize('exclude_history', (False, True))
+def test_class_command_and_artifact_agree(run, artifact, depth, exclude_history):
+  histories = [*raw_histories(run.store)[0], [], ['nobody knows'], ['i3', 'nobody knows', 'i4']]
+  options = dict(depth=depth, exclude_history=exclude_history)
+  ours = run.recommender.recommend(histories, **options)
+  text = ''.join(json.dumps({'user': n, 'history': h}) + '\n' for n, h in enumerate(histories))
+  command = answers(run.recommender, text.encode(), batch=len(histories), **options)
+  assert command == [{'user': n, **r._asdict()} for n, r in enumerate(ours)]
+  theirs = artifact.example.recommend(
+    histories, **({} if depth is None else {'depth': depth}), exclude_history=exclude_history)
+  assert [[item for item, _ in row] for row in theirs] == [r.items for r in ours]
+  for row, r in zip(theirs, ours, strict=True):
+    np.testing.assert_allclose([score for _, score in row], r.scores, rtol=1e-4, atol=1e-5)
+
+
+def test_depth_changes_the_scores(run):
+  by_depth = [run.recommender.recommend([['i1', 'i2']], depth=d)[0].scores for d in (0, 1, 2)]
+  assert len({tuple(scores) for scores in by_depth}) == 3, 'depth is not passed on'
+
+
+def test_company_and_order_do_not_matter(run, monkeypatch):
+  histories, _ = raw_histories(run.store)
+  together = run.recommender.recommend(histories)
+  monkeypatch.setattr(recommender_lib, '_CHUNK', 3)
+  monkeypatch.setattr(recommender_lib, '_WIDE', 4)  # most are ranked one at a time
+  alone = run.recommender.recommend(histories[::-1])[::-1]
+  assert [r.items for r in together] == [r.items for r in alone]
+
+
+def test_history_is_left_out_when_asked(run):
+  histories = [[f'i{n}' for n in range(25)]]  # longer than what the model reads
+  kept, = run.recommender.recommend(histories, k=100, exclude_history=False)
+  left, = run.recommender.recommend(histories, k=100)
+  assert len(kept.items) == 30 and len(set(kept.items)) == 30
+  assert sorted(left.items) == sorted(f'i{n}' for n in range(25, 30))
+  assert left.items == [item for item in kept.items if item in left.items]
+  assert np.isfinite(left.scores).all() and sorted(left.scores, reverse=True) == left.scores
+
+
+def test_without_a_known_item_there_is_popularity(run):
+  empty, unknown, some = run.recommender.recommend([[], ['x', 'y', 'x'], ['x', 'i1']], k=4)
+  count_V = run.store.train_count_V
+  assert empty.source == unknown.source == 'popularity' and some.source == 'model'
+  assert empty.items == run.store.item_ids[:4].to_list() == unknown.items
+  assert empty.scores == sorted(count_V.tolist(), reverse=True)[:4]
+  assert (empty.unknown, unknown.unknown, some.unknown) == ([], ['x', 'y'], ['x'])
+  assert some.items == run.recommender.recommend([['i1']], k=4)[0].items
+
+
+@pytest.mark.parametrize('similarity', ('dot', 'cos'))
+def test_vectors_give_the_scores(tmp_path, similarity):
+  catalogue = CatalogueConfig(similarity, tau=0.5, tile=16, block=16)
+  _, recommender = untrained(tmp_path, catalogue=catalogue)
+  histories = [['i1', 'i2'], [], ['i7']]
+  user_MxD, item_VxD = recommender.user_vectors(histories), recommender.item_vectors()
+  assert not user_MxD[1].any() and item_VxD.shape == (30, 8)
+  score_MxV = user_MxD @ item_VxD.T / catalogue.tau
+  for m in (0, 2):
+    r = recommender.recommend(histories, k=30, exclude_history=False)[m]
+    column = [recommender.item_ids.index(item) for item in r.items]
+    np.testing.assert_allclose(r.scores, score_MxV[m, column], rtol=1e-4, atol=1e-5)
+  assert recommender.user_vectors([]).shape == (0, 8)
+
+
+@pytest.mark.parametrize('call, message', (
+  (lambda r: r.recommend([['i1']], k=0), 'k=0'),
+  (lambda r: r.recommend([['i1']], depth=65), 'depth=65: this model goes from 0 to 64'),
+  (lambda r: r.recommend([['i1']], depth=-1), 'depth=-1'),
+  (lambda r: r.recommend(['i1']), r'histories\[0\]'),
+))
+def test_bad_arguments_are_named(run, call, message):
+  with pytest.raises(InputError, match=message):
+    call(run.recommender)
+
+
+def test_changed_data_is_refused(run, tmp_path):
+  workdir = tmp_path / 'workdir'
+  workdir.mkdir()
+  for name in ('config.json', 'result.json'):
+    with open(os.path.join(run.workdir, name), encoding='utf-8') as file:
+      text = file.read()
+    (workdir / name).write_text(text.replace(run.store.fingerprint, 'other'), encoding='utf-8')
+  with pytest.raises(InputError, match='item numbers'):
+    Recommender.load(str(workdir))
+
+
+BAD = {
+  b'': 'not JSON', b'{': 'not JSON', b'\xff\xfe': 'not UTF-8', b'3': 'neither a list',
+  b'{"user": "u"}': 'neither a list', b'{"history": "i1"}': '"history" is not a list',
+  b'{"history": [], "user": [1]}': '"user"', b'[1.5]': '"history"[0]', b'["i1", true]': '[1]',
+  b'[null]': '[0]', b'[NaN]': 'NaN', b'[' * 100_000: 'too deeply', b'[1e999]': '[0]',
+}
+
+
+def test_a_bad_line_gets_an_error_in_its_place(run):
+  text = b''.join(line + b'\n["i1"]\n' for line in BAD)
+  out = answers(run.recommender, text)
+  assert len(out) == 2 * len(BAD)
+  for n, (line, message) in enumerate(BAD.items()):
+    error, answer = out[2 * n], out[2 * n + 1]
+    assert error['line'] == 2 * n + 1 and message in error['error'], line[:40]
+    assert answer['user'] is None and answer['items'] == out[1]['items']
+
+
+def test_a_line_too_long_is_an_error_and_not_kept(run, monkeypatch):
+  monkeypatch.setattr(recommend, 'MAX_LINE', 20)
+  monkeypatch.setattr(recommend, '_MAX_BATCH_BYTES', 30)
+  fits = b'["' + b'x' * 16 + b'"]'
+  text = b'["i1"]\n' + b'[' + b' ' * 99 + b']\n' + fits + b'\n["i1"]\n' + b' ' * 21
+  out = answers(run.recommender, text)
+  assert ['error' in line for line in out] == [False, True, False, False, True]
+  assert out[2]['unknown'] == ['x' * 16] and out[0]['items'] == out[3]['items']
+
+
+_json = st.recursive(
+  st.none() | st.booleans() | st.floats() | st.integers() | st.text()
+  | st.sampled_from(['i1', 'i2', 'user', 'history']),
+  lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
+    st.sampled_from(['user', 'history', 'x']), inner), max_leaves=8)
+_line = st.binary(max_size=30) | _json.map(lambda x: json.dumps(x).encode()) | st.lists(
+  st.sampled_from(['i1', 'i2', 'x', '\ud800']), max_size=4).map(lambda x: json.dumps(x).encode())
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(lines=st.lists(_line.map(lambda line: line.replace(b'\n', b' ')), max_size=4))
+def test_no_line_ends_it(run, lines):
+  out = answers(run.recommender, b''.join(line + b'\n' for line in lines), k=2)
+  assert len(out) == len(lines)
+  assert all(('error' in line) != ('items' in line) for line in out)
+
+
+def test_command(run):
+  """Through the front door, in a process of its own; its reader leaves before the end."""
+  command = [sys.executable, '-m', 'lares_jax.recommend', f'--workdir={run.workdir}', '--k=3',
+             '--depth=2', '--batch=1']
+  with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                        stderr=subprocess.PIPE) as process:
+    out = []
+    for line in (b'{"user": 7, "history": ["i1", "z"]}\n', b'[]\n', b'!\n'):
+      process.stdin.write(line)
+      process.stdin.flush()
+      out.append(json.loads(process.stdout.readline()))  # each line is answered at once
+    process.stdout.close()
+    process.stdin.write(b'[]\n[]\n')
+    process.stdin.close()
+    err = process.stderr.read().decode()
+  assert process.returncode == 0 and 'Broken' not in err and 'Traceback' not in err, err
+  first, second, third = out
+  assert first['user'] == 7 and first['unknown'] == ['z'] and len(first['items']) == 3
+  ours, = run.recommender.recommend([['i1']], k=3, depth=2)
+  np.testing.assert_allclose(first['scores'], ours.scores, rtol=1e-4, atol=1e-5)
+  assert second['source'] == 'popularity' and third['line'] == 3
+
+
+def test_the_last_line_says_what_was_done(run):
+  done = recommend.run(run.recommender, io.BytesIO(b'["i1"]\n[]\n!\n'), io.StringIO(), batch=2)
+  assert done.endswith('3 lines to stdout: 1 from the model, 1 from popularity, 1 errors')
+
+
+def test_artifact_is_whole_and_needs_nothing_of_the_package(artifact):
+  names = {file.name for file in artifact.directory.iterdir()}
+  assert names == {'program.bin', 'params.npz', 'items.json', 'config.json', 'metrics.json',
+                   'about.json', 'example.py', 'SHA256SUMS'}
+  sums = (artifact.directory / 'SHA256SUMS').read_text().splitlines()
+  assert {line.split('  ')[1] for line in sums} == names - {'SHA256SUMS'}
+  for line in sums:
+    digest, name = line.split('  ')
+    assert hashlib.sha256((artifact.directory / name).read_bytes()).hexdigest() == digest, name
+  source = (artifact.directory / 'example.py').read_text()
+  imported = {a.name if isinstance(n, ast.Import) else n.module for n in ast.walk(ast.parse(source))
+              if isinstance(n, ast.Import | ast.ImportFrom) for a in n.names}
+  assert imported <= {'json', 'pathlib', 'sys', 'jax', 'numpy'}
+  assert len(source.splitlines()) <= 40
+
+
+@pytest.mark.parametrize('table', ('bfloat16', 'int8'))
+def test_narrow_tables_say_what_they_cost(run, tmp_path, table):
+  export.export(run.workdir, str(tmp_path / 'out'), table=table)
+  report = json.loads((tmp_path / 'out' / 'metrics.json').read_text())['test_at_depth']
+  assert report[table]['mrr'] - report['float32']['mrr'] == report['change']['mrr'] != 0
+  flat = dict(np.load(tmp_path / 'out' / 'params.npz'))
+  kept, full = np.asarray(export.model_params(flat)['item']), run.recommender.item_vectors()
+  assert flat['item'].dtype == {'bfloat16': np.uint16, 'int8': np.int8}[table]
+  step_Vx1 = np.abs(full).max(axis=1, keepdims=True) / 127
+  assert (np.abs(kept - full) <= 0.51 * step_Vx1).all() and (kept != full).any()
+
+
+@pytest.mark.parametrize('options, message', (
+  (dict(platforms=['gpu']), '--platforms=gpu'), (dict(platforms=[]), '--platforms'),
+  (dict(k=31), '--k=31: from 1 to the 30'),
+))
+def test_export_refuses_and_leaves_nothing(run, tmp_path, options, message):
+  with pytest.raises(InputError, match=message):
+    export.export(run.workdir, str(tmp_path / 'out'), **options)
+  assert not list(tmp_path.iterdir())
+
+
+def test_export_never_overwrites(run, tmp_path):
+  (tmp_path / 'mine').write_text('dear')
+  with pytest.raises(InputError, match='exists'):
+    export.export(run.workdir, str(tmp_path))
+  assert [file.name for file in tmp_path.iterdir()] == ['mine']
+
+
+def test_importing_the_package_is_light():
+  code = 'import sys, lares_jax; sys.exit("jax" in sys.modules)'
+  assert subprocess.run([sys.executable, '-c', code], check=False).returncode == 0, (
+    'import lares_jax imports jax: keep the import inside __getattr__')

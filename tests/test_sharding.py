@@ -1,0 +1,58 @@
+"""Meshes of eight simulated devices against one device; the checks themselves are in mesh_checks.py."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from lares_jax.errors import InputError
+from lares_jax.training import sharding
+from lares_jax.training.sharding import MeshConfig
+
+FOLDER = pathlib.Path(__file__).parent
+
+
+@pytest.fixture(scope='module')
+def verdicts(tmp_path_factory):
+  """What the checks said, by name; they share a process, since most of the time is its start."""
+  out = subprocess.run(
+    [sys.executable, FOLDER / 'mesh_checks.py', tmp_path_factory.mktemp('mesh')],
+    env={**os.environ, 'JAX_COMPILATION_CACHE_DIR': ''}, capture_output=True, text=True, check=False)
+  found = dict(line.split(': ', 1) for line in out.stdout.splitlines() if ': ' in line)
+  assert found, f'mesh_checks.py did not start: {out.stderr[-2000:]}'
+  return found
+
+
+@pytest.mark.parametrize('mesh', ('8x1', '1x8', '2x4'))
+@pytest.mark.parametrize('name', ('scores', 'training', 'traffic'))
+def test_mesh(verdicts, name, mesh):
+  """scores: loss, gradients, ranks, top-K; training: 20 steps, checkpoint; traffic: the HLO."""
+  assert verdicts.get(f'{name} {mesh}') == 'ok'
+
+
+def _mesh():
+  return sharding.build(MeshConfig(), jax.devices()[:1])
+
+
+def test_the_description_counts_the_bytes():
+  tree = {'item': np.zeros((6, 4), np.float32), 'bias': np.zeros(5, np.float32)}
+  text = sharding.describe(tree, _mesh())
+  assert '116 bytes a device' in text and '1 arrays, 96 bytes' in text and '1 arrays, 20 bytes' in text
+
+
+@pytest.mark.parametrize('path, split', (
+  ('item', True), ('text', True), ('item_gating', False), ('position', False)))
+def test_tables_of_items_are_split_and_nothing_else(path, split):
+  spec = sharding.of_tree({'mu': {path: np.zeros((2, 2))}}, _mesh())['mu'][path].spec
+  assert ('catalogue' in spec) == split
+
+
+def test_a_mesh_that_does_not_fit_is_refused():
+  with pytest.raises(InputError, match=r'mesh\.catalogue=3 does not divide the 1 devices'):
+    sharding.build(MeshConfig(catalogue=3), jax.devices()[:1])
+  with pytest.raises(InputError, match=r'mesh\.data=0'):
+    sharding.build(MeshConfig(data=2), jax.devices()[:1])

@@ -1,0 +1,59 @@
+"""The counting of the compile study; real topologies only where their compilers are installed."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from lares_jax.studies import flops, hlo
+
+_TEXT = """
+  %a = f32[8,4]{1,0} all-gather(f32[2,4]{1,0} %x), dimensions={0}
+  ROOT %b = (f32[16]{0}, bf16[3,2]{1,0}) all-reduce(f32[16]{0} %y, bf16[3,2]{1,0} %z)
+  %c = (f32[4]{0}, f32[16]{0}) all-gather-start(f32[4]{0} %w), dimensions={0}
+  %d = f32[16]{0} all-gather-done((f32[4]{0}, f32[16]{0}) %c)
+"""
+
+
+def test_collectives_are_counted_by_kind_with_the_bytes_of_their_results():
+  assert hlo.collectives(_TEXT) == [
+    '1 all-reduce: 76 bytes, the largest 76', '2 all-gather: 192 bytes, the largest 128']
+  assert hlo.collectives('%a = f32[2] add(x, y)') == ['no collectives']
+
+
+def test_flops_count_a_loop_as_often_as_it_runs_and_the_dearer_branch():
+  weight = jnp.ones((4, 4))
+
+  def program(x):
+    x = jax.lax.scan(lambda x, _: (x @ weight, None), x, None, length=5)[0]
+    return jax.lax.cond(x.sum() > 0, lambda x: x @ weight, lambda x: x, x)
+
+  count = flops.count(jax.make_jaxpr(program)(jnp.ones((3, 4))).jaxpr, 0.5)
+  assert count == (5 + 1) * 2 * 3 * 4 * 4 / 2
+
+
+def _study(*arguments: str) -> subprocess.CompletedProcess:
+  return subprocess.run([sys.executable, '-m', 'lares_jax.study', *arguments], text=True,
+                        capture_output=True, check=False, cwd=os.path.dirname(os.path.dirname(__file__)))
+
+
+@pytest.mark.parametrize('arguments, said', (
+  (('nonsense',), 'error: name a study'),
+  (('compile', '--config=configs/lares.py', '--topology=v9:2x2'), 'error: --topology=v9:2x2')))
+def test_what_does_not_exist_is_named(arguments, said):
+  out = _study(*arguments)
+  assert out.returncode == 1 and said in out.stderr and 'Traceback' not in out.stderr, out.stderr
+
+
+@pytest.mark.skipif(not importlib.util.find_spec('libtpu'), reason='needs requirements-tpu.txt')
+def test_a_tpu_slice():
+  out = _study('compile', '--config=configs/lares.py', '--items=50000', '--topology=v5e:2x2',
+               '--config.mesh.catalogue=2', '--config.pretrain.train.batch_rows=8')
+  assert out.returncode == 0, out.stderr
+  for said in ('4 chips, mesh data 2 x catalogue 2', 'phase one, a step', 'evaluation, a batch',
+               'all-reduce', 'FLOPs', 'everything fits'):
+    assert said in out.stdout, out.stdout
