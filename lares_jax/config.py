@@ -41,7 +41,7 @@ class SourceConfig(DataConfig):
 class TrainConfig:
   """One phase of training."""
 
-  epochs: float = 300
+  epochs: float = 300.0
   batch_rows: int = 32  # rows a step; a packed row of 64 tokens holds about 63 targets
   pairs: int = 0  # pairs a step of the alignment terms
   eval_every_epochs: float = 1.0
@@ -95,6 +95,12 @@ class Config:
     unknown = [p for p in self.phase_list if p not in PHASES]
     if unknown or not self.phase_list:
       raise InputError(f'phases={self.phases!r}: use some of {",".join(PHASES)}')
+    if self.model.positions < self.data.max_history:
+      raise InputError(f'model.positions={self.model.positions} must reach data.max_history='
+                       f'{self.data.max_history}')
+    if self.data.rows == 'packed' and not self.model.causal:
+      raise InputError('data.rows=packed: this backbone or fusion sees the whole row; '
+                       'set data.rows=prefix')
 
   @property
   def phase_list(self) -> list[str]:

@@ -142,13 +142,8 @@ def _read(
   if options.tie_break != 'file_order':
     names['tie'] = options.tie_break
   return read(
-    sources,
-    names,
-    min_rating=options.min_rating,
-    skip_bad_rows=options.bad_rows == 'skip',
-    keep_parts=options.split != 'global_time',
-    done=done,
-  )
+    sources, names, min_rating=options.min_rating, skip_bad_rows=options.bad_rows == 'skip',
+    keep_parts=options.split != 'global_time', done=done)
 
 
 def _filtered(log: Log, options: PrepareOptions, left_out: Counter[str]) -> Log:
@@ -216,17 +211,11 @@ def _latest(log: Log, size_Ux3: np.ndarray, max_history: int) -> tuple[Log, np.n
 def _write(directory: str, log: Log, size_Ux3: np.ndarray, meta: dict[str, Any]) -> Store:
   offsets = log.offsets
   valid_start_U = offsets[:-1] + size_Ux3[:, 0]
+  times_N = log.rows['time'].to_numpy() if 'time' in log.rows.columns else None
   return store.write(
-    directory,
-    items_N=log.rows['item'].to_numpy(),
-    times_N=log.rows['time'].to_numpy() if 'time' in log.rows.columns else None,
-    offsets=offsets,
-    valid_start_U=valid_start_U,
-    test_start_U=valid_start_U + size_Ux3[:, 1],
-    user_ids=log.user_ids,
-    item_ids=log.item_ids,
-    meta=meta,
-  )
+    directory, items_N=log.rows['item'].to_numpy(), times_N=times_N, offsets=offsets,
+    valid_start_U=valid_start_U, test_start_U=valid_start_U + size_Ux3[:, 1],
+    user_ids=log.user_ids, item_ids=log.item_ids, meta=meta)
 
 
 def _listed(left_out: Mapping[str, int]) -> str:

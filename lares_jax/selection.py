@@ -1,5 +1,7 @@
 """Between the phases: which training prompts can be rewarded at all (method.md section 5)."""
 
+import os
+
 import numpy as np
 
 from lares_jax.experiment import Experiment, write_json
@@ -20,7 +22,9 @@ def select(experiment: Experiment) -> None:
       kept_N[end_N] |= rank_1xM[0] < c.select.top
   share = float(kept_N[end_N].mean())
   if processes.first():
-    np.save(experiment.workdir / 'prompts.npy', np.packbits(kept_N))
+    aside = experiment.workdir / 'prompts.aside.npy'
+    np.save(aside, np.packbits(kept_N))
+    os.replace(aside, experiment.workdir / 'prompts.npy')
   processes.wait('selection')
   write_json(experiment.workdir / 'prompts.json', {
     'prompts': len(end_N), 'kept': int(kept_N.sum()), 'share': share})

@@ -6,4 +6,5 @@ bash launch/setup.sh
 export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
 .venv/bin/python -m ruff check .
 .venv/bin/python -m mypy
-.venv/bin/python -m pytest "$@"
+# Two workers, each file on one of them, so that what a file trains is trained once.
+.venv/bin/python -m pytest -n 2 --dist loadfile "$@"

@@ -15,13 +15,15 @@ from tiny import MODEL
 from lares_jax.data.rows import fill, units_per_tick
 from lares_jax.errors import InputError
 from lares_jax.model import fourier
+from lares_jax.model.backbone import Context
+from lares_jax.model.hstu import HstuLayer
 from lares_jax.model.lares import LAYERS, Lares
 from lares_jax.model.tedrec import FusionConfig, TedrecFusion
 
 ITEMS = np.arange(20, dtype=np.int32)
 TIMES = np.cumsum(ITEMS**3).astype(np.int64) + 10**9
-NAMES = (*LAYERS, 'hstu_times', 'tedrec')
-CAUSAL = ('transformer', 'hstu', 'gru', 'hstu_times')
+NAMES = (*LAYERS, 'tedrec')
+CAUSAL = ('transformer', 'hstu', 'gru')
 
 
 @pytest.fixture(autouse=True)
@@ -32,9 +34,10 @@ def _explicit_broadcasts():
 
 def _config(name, **backbone):
   fusion = FusionConfig('tedrec', text_width=6, experts=2) if name == 'tedrec' else FusionConfig()
-  layer = 'transformer' if name == 'tedrec' else name.split('_')[0]
-  backbone = dataclasses.replace(MODEL.backbone, name=layer, times=name == 'hstu_times', **backbone)
-  return dataclasses.replace(MODEL, backbone=backbone, fusion=fusion)
+  layer = 'transformer' if name == 'tedrec' else name
+  backbone = {'name': layer, 'times': name == 'hstu', **backbone}
+  return dataclasses.replace(
+    MODEL, backbone=dataclasses.replace(MODEL.backbone, **backbone), fusion=fusion)
 
 
 def _rows(starts, lengths, rows, places):
@@ -59,7 +62,8 @@ def _params(name):
   shapes = jax.eval_shape(init, jax.random.key(0))['params']
   draw = np.random.default_rng(0).normal
   return jax.tree.map_with_path(
-    lambda path, x: jnp.array(draw(size=x.shape) * 0.3 + (path[-1].key == 'scale'), x.dtype), shapes)
+    lambda path, x: jnp.array(draw(size=x.shape) * 0.3 + (path[-1].key == 'scale'), x.dtype),
+    shapes)
 
 
 def _states(config, params, rows, z_BxLxD, depth, **kwargs):
@@ -140,7 +144,7 @@ def test_a_history_alone_or_in_company_gives_the_same_states(name):
 
 
 def test_hstu_with_times_reads_gaps_alone_and_asks_for_them():
-  run = lambda time_BxL: _run('hstu_times')(PREFIXES._replace(time_BxL=time_BxL), 2)
+  run = lambda time_BxL: _run('hstu')(PREFIXES._replace(time_BxL=time_BxL), 2)
   time_BxL, real_BxL = PREFIXES.time_BxL, PREFIXES.real_BxL
   base = run(time_BxL)
   np.testing.assert_allclose(run(time_BxL + 77)[real_BxL], base[real_BxL], rtol=1e-5, atol=1e-6)
@@ -148,6 +152,10 @@ def test_hstu_with_times_reads_gaps_alone_and_asks_for_them():
   assert np.isfinite(run(np.where(time_BxL > 0, np.int32(2**31 - 1), 0).astype(np.int32))).all()
   with pytest.raises(InputError, match=r'backbone\.times'):
     run(None)
+  without = HstuLayer(_config('hstu', times=False).backbone, 0.0)
+  context = Context.of(PREFIXES._replace(time_BxL=None))
+  params = without.init(jax.random.key(0), _noise(PREFIXES), context, False)['params']
+  assert 'time_bias' not in params
 
 
 def test_times_in_rows_fit_whatever_their_unit():

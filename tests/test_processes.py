@@ -150,7 +150,7 @@ def test_the_tpu_script_brings_the_code_and_runs_it(data, tmp_path):
   path = _stand_in(tmp_path, 'gcloud', GCLOUD)
   arguments = [f'--config={ROOT}/tests/tiny_config.py', f'--config.data.path={data}',
                f'--workdir={tmp_path / "run"}', '--config.phases=pretrain',
-               '--config.pretrain.train.epochs=1.0']
+               '--config.pretrain.train.epochs=1']
   out = _finish(_start('tpu_vm.sh', arguments, PATH=path, WORKER=str(tmp_path / 'worker'), TPU='t',
                        ZONE='z', PROJECT='p', LARES_PROCESSES=f'0/1@localhost:{_port()}'))
   assert 'wrote' in out and (tmp_path / 'worker' / 'lares_jax' / 'launch' / 'train.sh').exists()
@@ -158,7 +158,7 @@ def test_the_tpu_script_brings_the_code_and_runs_it(data, tmp_path):
 
 def test_a_lost_process_ends_the_other_with_a_clear_line(data, tmp_path):
   address = f'localhost:{_port()}'
-  arguments = _arguments(data, tmp_path / 'run', '--config.pretrain.train.epochs=10000.0')
+  arguments = _arguments(data, tmp_path / 'run', '--config.pretrain.train.epochs=10000')
   both = [_start('train.sh', arguments, LARES_PROCESSES=f'{p}/2@{address}') for p in range(2)]
   metrics = tmp_path / 'run' / 'metrics.jsonl'
   while not metrics.exists() and all(p.poll() is None for p in both):

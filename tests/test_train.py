@@ -153,6 +153,15 @@ def test_a_misspelt_key_names_the_nearest():
   assert config_lib.typed(config_lib.defaults()) == config_lib.Config()
 
 
+def test_settings_that_do_not_go_together_are_refused(store):
+  config = make_config(store)
+  with pytest.raises(InputError, match='positions=8 must reach'):
+    dataclasses.replace(config, data=dataclasses.replace(config.data, max_history=12))
+  bsarec = dataclasses.replace(config.model.backbone, name='bsarec')
+  with pytest.raises(InputError, match='rows=prefix'):
+    dataclasses.replace(config, model=dataclasses.replace(config.model, backbone=bsarec))
+
+
 def test_evaluation_does_not_depend_on_the_batch(finished):
   params, _, _ = finished.best('pretrain')
   ranks = [dataclasses.replace(

@@ -15,10 +15,10 @@ def get_config():
   """Phases one and two, over 20 steps each."""
   config = tiny.make_config('', phases='pretrain,select,posttrain')
   config = ml_collections.ConfigDict(dataclasses.asdict(config))
-  config.pretrain.train.epochs = 4.0
+  config.pretrain.train.epochs = 4
   config.pretrain.train.eval_every_epochs = 1.0
   config.pretrain.train.patience = 0
-  config.posttrain.train.epochs = 4.0
+  config.posttrain.train.epochs = 4
   config.posttrain.train.patience = 0
   config.select.top = 20
   config.evaluate.depths = (1, 2)

@@ -170,20 +170,10 @@ def _fields(path: str, count: int, separator: str, quote: str | None, skip: int)
   """`row` and text columns '0' .. str(count), one more than there should be; no blank rows."""
   columns = [str(k) for k in range(count + 1)]
   table = pl.scan_csv(
-    path,
-    has_header=False,
-    skip_lines=skip,
-    schema=dict.fromkeys(columns, pl.String),
-    separator=separator,
-    quote_char=quote,
-    encoding='utf8-lossy',
-    empty_string_is_null=False,
-    missing_columns='insert',
-    extra_columns='ignore',
-    glob=False,
-    row_index_name='row',
-    row_index_offset=skip + 1,
-  )
+    path, has_header=False, skip_lines=skip, schema=dict.fromkeys(columns, pl.String),
+    separator=separator, quote_char=quote, encoding='utf8-lossy', empty_string_is_null=False,
+    missing_columns='insert', extra_columns='ignore', glob=False, row_index_name='row',
+    row_index_offset=skip + 1)
   return table.filter(pl.any_horizontal(pl.col(name) != '' for name in columns))
 
 

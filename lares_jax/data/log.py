@@ -43,15 +43,15 @@ class Log:
 
 
 def read(
-  sources: Sequence[formats.Source],
-  names: Mapping[str, str],
-  *,
-  min_rating: float | None = None,
-  skip_bad_rows: bool = False,
-  keep_parts: bool = True,
-  done: Callable[[], object] = lambda: None,
+  sources: Sequence[formats.Source], names: Mapping[str, str], *, min_rating: float | None = None,
+  skip_bad_rows: bool = False, keep_parts: bool = True, done: Callable[[], object] = lambda: None,
 ) -> tuple[Log, Counter[str]]:
-  """Reads a log from its files; `names` as for `formats.scan`, `done` is called after each file.
+  """Reads a log from its files.
+
+  Args:
+    names: as for `formats.scan`.
+    keep_parts: whether a log that comes split is to stay so.
+    done: called after each file.
 
   Returns:
     The log, and how many rows were left out, by reason.

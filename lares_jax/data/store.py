@@ -59,14 +59,8 @@ class Store:
     arrays = {name: _read_array(directory, name) for name in names}
     _check(directory, arrays, meta)
     return cls(
-      directory=directory,
-      items_N=arrays['items'],
-      times_N=arrays.get('times'),
-      offsets=arrays['offsets'],
-      valid_start_U=arrays['valid_start'],
-      test_start_U=arrays['test_start'],
-      meta=meta,
-    )
+      directory, arrays['items'], arrays.get('times'), arrays['offsets'], arrays['valid_start'],
+      arrays['test_start'], meta)
 
   @property
   def num_users(self) -> int:
@@ -145,7 +139,8 @@ def written_aside(output: str | os.PathLike[str]) -> Iterator[str]:
     InputError: `output` exists and is neither an empty directory nor a prepared data set.
   """
   output = os.path.abspath(output)
-  if os.path.exists(output) and not is_prepared(output) and not _is_empty(output):
+  empty = os.path.isdir(output) and not os.listdir(output)
+  if os.path.exists(output) and not empty and not is_prepared(output):
     raise InputError(f'{output}: is there and no whole data set; remove it or choose another place')
   parent, name = os.path.split(output)
   os.makedirs(parent, exist_ok=True)
@@ -162,15 +157,8 @@ def written_aside(output: str | os.PathLike[str]) -> Iterator[str]:
 
 
 def write(
-  directory: str,
-  *,
-  items_N: np.ndarray,
-  times_N: np.ndarray | None,
-  offsets: np.ndarray,
-  valid_start_U: np.ndarray,
-  test_start_U: np.ndarray,
-  user_ids: pl.Series,
-  item_ids: pl.Series,
+  directory: str, *, items_N: np.ndarray, times_N: np.ndarray | None, offsets: np.ndarray,
+  valid_start_U: np.ndarray, test_start_U: np.ndarray, user_ids: pl.Series, item_ids: pl.Series,
   meta: Mapping[str, Any],
 ) -> Store:
   """Writes a data set into an existing directory, renumbering its items by popularity.
@@ -200,10 +188,8 @@ def write(
   _write_table(items, os.path.join(directory, 'items.arrow'))
   _write_table(pl.DataFrame({'id': user_ids}), os.path.join(directory, 'users.arrow'))
   counts = {'users': len(user_ids), 'items': len(item_ids), 'interactions': len(items_N)}
-  write_meta(
-    directory,
-    {**meta, 'counts': counts, 'fingerprint': _fingerprint(arrays, user_ids, item_ids)},
-  )
+  fingerprint = _fingerprint(arrays, user_ids, item_ids)
+  write_meta(directory, {**meta, 'counts': counts, 'fingerprint': fingerprint})
   return Store.open(directory)
 
 
@@ -234,11 +220,6 @@ def id_order(ids: pl.Series) -> np.ndarray:
   return table.select(pl.arg_sort_by('value', 'id')).to_series().to_numpy()
 
 
-def blocks(length: int, size: int = 1 << 20) -> Iterator[slice]:
-  """Slices that cover 0..length, so that a pass over a large array needs little memory."""
-  return (slice(start, min(start + size, length)) for start in range(0, length, size))
-
-
 def in_split(start_U: np.ndarray, end_U: np.ndarray, length: int) -> np.ndarray:
   """Marks the interactions that lie in any user's [start, end): bool [N]."""
   edge_N = np.zeros(length + 1, np.int8)
@@ -247,18 +228,14 @@ def in_split(start_U: np.ndarray, end_U: np.ndarray, length: int) -> np.ndarray:
   return np.cumsum(edge_N[:-1], dtype=np.int8).astype(bool)
 
 
-def _is_empty(path: str) -> bool:
-  return os.path.isdir(path) and not os.listdir(path)
-
-
 def _fingerprint(arrays: Mapping[str, np.ndarray], user_ids: pl.Series, item_ids: pl.Series) -> str:
   digest = hashlib.sha256()
   for name in sorted(arrays):
     digest.update(f'{name} {arrays[name].dtype.str} {arrays[name].shape}\n'.encode())
     digest.update(np.ascontiguousarray(arrays[name]).data)
   for ids in (user_ids, item_ids):
-    for block in blocks(len(ids)):
-      digest.update(json.dumps(ids[block].to_list()).encode())
+    for block in ids.to_frame().iter_slices(1 << 20):
+      digest.update(json.dumps(block.to_series().to_list()).encode())
   return digest.hexdigest()
 
 

@@ -18,38 +18,32 @@ from lares_jax.kernels import score
 LANES = 128
 TILE = 512  # queries at a time
 BLOCK, COLUMNS = 4096, 512  # items brought into VMEM, and scored, at a time
-RESIDENT = 2**21  # numbers of a query gradient that VMEM holds during a backward pass
+RESIDENT = 2**22  # numbers of a query gradient that VMEM holds during a backward pass
 CORES = 2  # of a v5p, which divide a backward pass; the others have one, which does both parts
 
 
-def _tile(rows: int) -> int:
-  """Queries a tile: equal tiles, so that little is padded."""
-  return 32 * pl.cdiv(pl.cdiv(rows, pl.cdiv(rows, TILE)), 32)
+def _tiles(rows: int) -> tuple[int, int]:
+  """(Queries a tile, queries with padding): equal tiles, so that little is padded."""
+  tile = 32 * pl.cdiv(pl.cdiv(rows, pl.cdiv(rows, TILE)), 32)
+  return tile, tile * pl.cdiv(rows, tile)
 
 
-def _lanes(x_mxK: jax.Array) -> list[jax.Array]:
-  return [x_mxK[:, lane : lane + LANES] for lane in range(0, x_mxK.shape[1], LANES)]
-
-
-def _over_columns(block, table_DxK, items, config, body):
-  """Calls body(columns, row_1xK, item_DxK) for each part of a block in VMEM.
-
-  Beyond the table's end memory holds anything: there the item is made zero.
-  """
-
-  @pl.loop(0, table_DxK.shape[1] // COLUMNS)
+def _over_columns(block, item_DxK, items, body):
+  """Calls body(columns, their row_1xK, item_DxK) for each part of a block in VMEM."""
+  @pl.loop(0, item_DxK.shape[1] // COLUMNS)
   def _(j):
     columns = pl.ds(pl.multiple_of(j * COLUMNS, COLUMNS), COLUMNS)
     row_1xK = jax.lax.broadcasted_iota(jnp.int32, (1, COLUMNS), 1)
-    row_1xK += block * table_DxK.shape[1] + j * COLUMNS
-    item_DxK = jnp.where(row_1xK < items, table_DxK[:, columns], 0)
-    body(columns, row_1xK, score.comparable(item_DxK, config, 0))
+    row_1xK += block * item_DxK.shape[1] + j * COLUMNS
+    # Beyond the table's end memory holds anything.
+    body(columns, row_1xK, jnp.where(row_1xK < items, item_DxK[:, columns], 0))
 
 
-def _forward_kernel(counts, query, table, *refs, config, lse, rank):
+def _forward_kernel(counts, query, item, *refs, config, lse, rank):
   bounds, sums = refs[: 3 * rank], refs[3 * rank :]
   queries, items = counts[0], counts[1]
   tile, block = pl.program_id(0), pl.program_id(1)
+  lanes = lambda x_mxK: [x_mxK[:, p : p + LANES] for p in range(0, COLUMNS, LANES)]
 
   @pl.when(block == 0)
   def _():
@@ -61,59 +55,47 @@ def _forward_kernel(counts, query, table, *refs, config, lse, rank):
     if rank:
       target_mx1, low_mx1, high_mx1 = (bound[...] for bound in bounds)
       total_mxP = sums[-1][...]
-      for products_mxP, row_1xP in zip(_lanes(products_mxK), _lanes(row_1xK)):
+      for products_mxP, row_1xP in zip(lanes(products_mxK), lanes(row_1xK)):
         other_mxP = (row_1xP < items) & (row_1xP != target_mx1)
-        above_mxP = score.share_above(products_mxP, low_mx1, high_mx1)
-        total_mxP += jnp.where(other_mxP, above_mxP, 0.0)
+        total_mxP += jnp.where(other_mxP, score.above(products_mxP, low_mx1, high_mx1), 0.0)
       sums[-1][...] = total_mxP
     if lse:
       products_mxK = jnp.where(row_1xK < items, products_mxK, -jnp.inf)
       before_mxP = sums[0][...]
-      top_mxP = functools.reduce(jnp.maximum, _lanes(products_mxK), before_mxP)
+      top_mxP = functools.reduce(jnp.maximum, lanes(products_mxK), before_mxP)
       total_mxP = sums[1][...] * score.power(before_mxP, top_mxP, config)
-      for products_mxP in _lanes(products_mxK):
+      for products_mxP in lanes(products_mxK):
         total_mxP += score.power(products_mxP, top_mxP, config)
       sums[0][...], sums[1][...] = top_mxP, total_mxP
 
-  @pl.when((tile * query.shape[0] < queries) & (block * table.shape[1] < items))
+  @pl.when((tile * query.shape[0] < queries) & (block * item.shape[1] < items))
   def _():
-    _over_columns(block, table, items, config, body)
+    _over_columns(block, item, items, body)
 
 
-def forward(counts_2, query_MxD, table_RxD, bounds, config, lse, interpret=False):
-  """See `kernels.forward`, which prepares the queries; bounds are of products, or None."""
+def forward(counts_2, query_MxD, item_RxD, bounds, config, lse, interpret):
+  """See `kernels.forward`, which prepares the arrays; bounds are of products, or None."""
   (rows, width), rank = query_MxD.shape, bounds is not None
-  tile = _tile(rows)
-  padded = tile * pl.cdiv(rows, tile)
+  tile, padded = _tiles(rows)
   by_tile = lambda columns: pl.BlockSpec((tile, columns), lambda t, i, _: (t, 0))
+  block = pl.BlockSpec((width, BLOCK), lambda t, i, _: (0, i))
   sums = pl.pallas_call(
     functools.partial(_forward_kernel, config=config, lse=lse, rank=rank),
     grid_spec=pltpu.PrefetchScalarGridSpec(
-      num_scalar_prefetch=1,
-      grid=(padded // tile, pl.cdiv(table_RxD.shape[0], BLOCK)),
-      in_specs=[
-        by_tile(width),
-        pl.BlockSpec((width, BLOCK), lambda t, i, _: (0, i)),
-        *[by_tile(1)] * (3 * rank),
-      ],
-      out_specs=[by_tile(LANES)] * (2 * lse + rank),
-    ),
+      num_scalar_prefetch=1, grid=(padded // tile, pl.cdiv(len(item_RxD), BLOCK)),
+      in_specs=[by_tile(width), block, *[by_tile(1)] * (3 * rank)],
+      out_specs=[by_tile(LANES)] * (2 * lse + rank)),
     out_shape=[jax.ShapeDtypeStruct((padded, LANES), jnp.float32)] * (2 * lse + rank),
     compiler_params=pltpu.CompilerParams(dimension_semantics=('parallel', 'arbitrary')),
-    interpret=interpret,
-    name='catalogue_forward',
-  )(
-    counts_2,
-    score.pad_rows(query_MxD, padded),
-    table_RxD.T,
-    *(score.pad_rows(x_M[:, None], padded) for x_M in bounds or ()),
-  )
+    interpret=interpret, name='catalogue_forward',
+  )(counts_2, score.pad(query_MxD, padded, width), item_RxD.T,
+    *(score.pad(x_M[:, None], padded, 1) for x_M in bounds or ()))
   sums = [x[:rows] for x in sums]
   lse_M = score.combine(sums[0], sums[1], config, 1) if lse else None
   return lse_M, sums[-1].sum(axis=1) if rank else None
 
 
-def _backward_kernel(counts, query, scaled, lse, table, d_query, d_table, *, blocks, config):
+def _backward_kernel(counts, query, scaled, lse, item, d_query, d_item, *, blocks, config):
   queries, items = counts[0], counts[1]
   step, tile = pl.program_id(1), pl.program_id(2)
   block = pl.program_id(0) * pl.num_programs(1) + step
@@ -125,7 +107,7 @@ def _backward_kernel(counts, query, scaled, lse, table, d_query, d_table, *, blo
 
   @pl.when(inside & (tile == 0))
   def _():
-    d_table[...] = jnp.zeros_like(d_table)
+    d_item[...] = jnp.zeros_like(d_item)
 
   def body(columns, row_1xK, item_DxK):
     products_mxK = score.product(query[...], item_DxK, (1, 0), config)
@@ -133,66 +115,42 @@ def _backward_kernel(counts, query, scaled, lse, table, d_query, d_table, *, blo
     p_mxK = jnp.where(row_1xK < items, p_mxK, 0.0).astype(config.dtype)
     rows = pl.ds(pl.multiple_of(tile * query.shape[0], 32), query.shape[0])
     d_query[0, rows] += score.product(p_mxK, item_DxK, (1, 1), config)
-    d_table[:, columns] += score.product(scaled[...], p_mxK, (1, 0), config)
+    d_item[:, columns] += score.product(scaled[...], p_mxK, (1, 0), config)
 
-  @pl.when(inside & (tile * query.shape[0] < queries) & (block * table.shape[1] < items))
+  @pl.when(inside & (tile * query.shape[0] < queries) & (block * item.shape[1] < items))
   def _():
-    _over_columns(block, table, items, config, body)
-
-  if config.similarity == 'cos':
-
-    @pl.when(inside & (tile == pl.num_programs(2) - 1))
-    def _():
-      _, pull = jax.vjp(lambda x: score.comparable(x, config, 0), table[...])
-      (d_table[...],) = pull(d_table[...])
+    _over_columns(block, item, items, body)
 
 
-def backward(counts_2, query_MxD, scaled_MxD, lse_M, table_RxD, config, interpret=False):
-  """See `kernels.gradients`: sums of p_MxR with the items, and with the scaled queries."""
-  (rows, width), size = query_MxD.shape, table_RxD.shape[0]
+def backward(counts_2, query_MxD, scaled_MxD, lse_M, item_RxD, config, interpret):
+  """See `kernels.backward`: sums of p_MxR with the items, and with the scaled queries."""
+  (rows, width), size = query_MxD.shape, len(item_RxD)
   if rows > 1 and rows * LANES * pl.cdiv(width, LANES) > RESIDENT:
-    half, parts = rows // 2, []
-    for part, before in (slice(half), 0), (slice(half, None), half):
-      counts = counts_2 - jnp.array([before, 0], counts_2.dtype)
-      arrays = query_MxD[part], scaled_MxD[part], lse_M[part]
-      parts.append(backward(counts, *arrays, table_RxD, config, interpret))
-    (a_query, a_table), (b_query, b_table) = parts
-    return jnp.concatenate([a_query, b_query]), a_table + b_table
-  tile, blocks = _tile(rows), pl.cdiv(size, BLOCK)
+    half = rows // 2
+    part = lambda first, rows: backward(
+      counts_2 - jnp.array([first, 0], counts_2.dtype), query_MxD[rows], scaled_MxD[rows],
+      lse_M[rows], item_RxD, config, interpret)
+    (d_MxD, d_RxD), (e_MxD, e_RxD) = part(0, slice(half)), part(half, slice(half, None))
+    return jnp.concatenate([d_MxD, e_MxD]), d_RxD + e_RxD
+  (tile, padded), blocks = _tiles(rows), pl.cdiv(size, BLOCK)
   cores = min(CORES, blocks)
-  padded, each = tile * pl.cdiv(rows, tile), pl.cdiv(blocks, cores)
-  place = lambda core, step, *_: (0, jnp.minimum(core * each + step, blocks - 1))
-  d_query, d_table = pl.pallas_call(
+  each = pl.cdiv(blocks, cores)
+  by_tile = lambda columns: pl.BlockSpec((tile, columns), lambda core, i, t, _: (t, 0))
+  across = pl.BlockSpec((width, tile), lambda core, i, t, _: (0, t))
+  block = pl.BlockSpec(
+    (width, BLOCK), lambda core, i, t, _: (0, jnp.minimum(core * each + i, blocks - 1)))
+  d_query, d_item = pl.pallas_call(
     functools.partial(_backward_kernel, blocks=blocks, config=config),
     grid_spec=pltpu.PrefetchScalarGridSpec(
-      num_scalar_prefetch=1,
-      grid=(cores, each, padded // tile),
-      in_specs=[
-        pl.BlockSpec((tile, width), lambda c, i, t, _: (t, 0)),
-        pl.BlockSpec((width, tile), lambda c, i, t, _: (0, t)),
-        pl.BlockSpec((tile, 1), lambda c, i, t, _: (t, 0)),
-        pl.BlockSpec((width, BLOCK), place),
-      ],
-      out_specs=[
-        pl.BlockSpec((1, padded, width), lambda c, i, t, _: (c, 0, 0)),
-        pl.BlockSpec((width, BLOCK), place),
-      ],
-    ),
-    out_shape=[
-      jax.ShapeDtypeStruct((cores, padded, width), jnp.float32),
-      jax.ShapeDtypeStruct((width, size), jnp.float32),
-    ],
+      num_scalar_prefetch=1, grid=(cores, each, padded // tile),
+      in_specs=[by_tile(width), across, by_tile(1), block],
+      out_specs=[pl.BlockSpec((1, padded, width), lambda core, i, t, _: (core, 0, 0)), block]),
+    out_shape=[jax.ShapeDtypeStruct((cores, padded, width), jnp.float32),
+               jax.ShapeDtypeStruct((width, size), jnp.float32)],
     compiler_params=pltpu.CompilerParams(
       dimension_semantics=('parallel', 'arbitrary', 'arbitrary'),
-      vmem_limit_bytes=16 * 2**20 + 2 * 4 * RESIDENT,
-    ),
-    interpret=interpret,
-    name='catalogue_backward',
-  )(
-    counts_2,
-    score.pad_rows(query_MxD, padded),
-    score.pad_rows(scaled_MxD, padded).T,
-    score.pad_rows(lse_M[:, None], padded),
-    table_RxD.T,
-  )
-  return d_query.sum(axis=0)[:rows], d_table.T
+      vmem_limit_bytes=16 * 2**20 + 2 * 4 * RESIDENT),
+    interpret=interpret, name='catalogue_backward',
+  )(counts_2, score.pad(query_MxD, padded, width), score.pad(scaled_MxD, padded, width).T,
+    score.pad(lse_M[:, None], padded, 1), item_RxD.T)
+  return d_query.sum(axis=0)[:rows], d_item.T

@@ -1,0 +1,194 @@
+"""The kernels, interpreted on the CPU, against the plain pass of `share`."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lares_jax import kernels
+from lares_jax import share as plain
+from lares_jax.kernels import gpu, tpu
+from lares_jax.scoring import CatalogueConfig, pair_scores, tie_slack
+from lares_jax.share import Share
+
+M, R, D = 37, 300, 24  # nothing fits a tile, a block or a power of two
+FIRST, ITEMS = 5, 295  # this share begins with item 5 and ends with ten rows of padding
+
+SETTINGS = {
+  'tpu dot float32': (tpu, CatalogueConfig('dot', 0.5, 16, 64, 'float32')),
+  'tpu cos bfloat16': (tpu, CatalogueConfig('cos', 0.07, 16, 64, 'bfloat16')),
+  'gpu cos float32': (gpu, CatalogueConfig('cos', 0.07, 16, 64, 'float32')),
+  'gpu dot bfloat16': (gpu, CatalogueConfig('dot', 0.5, 16, 64, 'bfloat16')),
+}
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+  """Several tiles and blocks of few queries and items, the last of each ragged."""
+  for name, size in dict(TILE=32, BLOCK=256, COLUMNS=128).items():
+    monkeypatch.setattr(tpu, name, size)
+
+
+def arrays():
+  random = np.random.default_rng(7)
+  query_MxD, table_RxD = (random.normal(size=(n, D)).astype(np.float32) for n in (M, R))
+  return query_MxD, table_RxD, random.integers(FIRST, ITEMS, M), random.random(M) < 0.8
+
+
+def ordinary(query, table, target, real):
+  return query, table, target, real
+
+
+def large(query, table, target, real):
+  return 1e4 * query, table, target, real
+
+
+def small(query, table, target, real):
+  return 1e-7 * query, table, target, real
+
+
+def all_equal(query, table, target, real):
+  return query, 0 * table + table[:1], target, real
+
+
+def all_zero(query, table, target, real):
+  return query, 0 * table, target, real
+
+
+def ties(query, table, target, real):
+  table = table.copy()
+  table[::7] = table[target[0] - FIRST]
+  return query, table, np.full_like(target, target[0]), real
+
+
+def filling(query, table, target, real):
+  """Whole tiles of it, whose content must not matter."""
+  real = np.arange(M) == M - 1
+  return np.where(real[:, None], query, np.nan), table, target, real
+
+
+def poisoned(query, table, target, real):
+  query = query.copy()
+  query[np.flatnonzero(real)[1]] = np.nan
+  return query, table, target, real
+
+
+VALUES = [ordinary, large, small, all_equal, all_zero, ties, filling, poisoned]
+
+
+def of_kernel(kernel, share, query, real, bounds, lse, g):
+  return (*kernels.forward(kernel, True, share, query, real, bounds),
+          *kernels.backward(kernel, True, share, query, real, lse, g))
+
+
+def of_plain(share, query, real, bounds):
+  no_items = jnp.zeros((len(query), 0), int)
+  return (plain.log_sum_exp(share, query, real),
+          plain.count_above(share, query, real, *bounds, no_items))
+
+
+@pytest.fixture(scope='module', params=SETTINGS)
+def passes(request):
+  """(config, the kernel's pass, the plain pass), compiled once for all values."""
+  kernel, config = SETTINGS[request.param]
+  share = lambda table, first: Share(table, first, ITEMS, config)
+  by_kernel = jax.jit(lambda table, first, *args: of_kernel(kernel, share(table, first), *args))
+  by_plain = jax.jit(lambda table, first, *args: of_plain(share(table, first), *args))
+  gradient = jax.jit(lambda table, first, *args: plain.gradients(
+    share(table, first), *args, jnp.zeros_like(table)))
+  return config, by_kernel, by_plain, gradient
+
+
+@pytest.mark.parametrize('values', VALUES)
+def test_kernel_agrees_with_the_plain_pass(passes, values):
+  config, by_kernel, by_plain, gradient = passes
+  query, table, target, real = values(*arrays())
+  item = table[target - FIRST]
+  score = np.asarray(pair_scores(query, item, config))
+  slack = np.asarray(tie_slack(query, item, config))
+  bounds = target, score - slack, score + slack
+  g = np.where(real, np.linspace(-1, 1, M), 0).astype(np.float32)
+
+  lse, rank = by_plain(table, FIRST, query, real, bounds)
+  clear = np.where(real[:, None], query, 0), real, np.where(real, lse, 0)  # plain: NaN times zero
+  d_query, d_table = gradient(table, FIRST, *clear, g)
+  out = by_kernel(table, FIRST, query, real, bounds, lse, g)
+
+  rounding = 3e-7 * np.nanmax(np.abs(lse), initial=0, where=real)  # of scores as large as that
+  rough = 1e-5 if config.dtype == 'float32' else 1e-2
+  same = lambda name, got, want, tolerance: np.testing.assert_allclose(
+    got, want, rtol=0, atol=tolerance * np.nanmax(np.abs(want), initial=1e-30),
+    err_msg=f'{name} of the kernel is not that of the plain pass (share.py), the specification')
+  same('log-sum-exp', out[0][real], lse[real], 1e-6)
+  np.testing.assert_array_equal(out[1][real], rank[real], 'rank: share.count_above is right')
+  same('d_query', out[2], d_query, rough + rounding)
+  same('d_table', out[3], d_table, rough + rounding)
+  assert not np.asarray(out[2])[~real].any(), 'filling has a gradient: mask it in kernels.backward'
+  padding = np.asarray(out[3])[ITEMS - FIRST:]
+  assert values is poisoned or not padding.any(), 'rows beyond the items have a gradient: mask them'
+
+
+@pytest.mark.parametrize('kernel', [tpu, gpu])
+def test_one_item_is_certain(kernel):
+  query, table, *_ = arrays()
+  share = Share(jnp.asarray(table[:1]), 0, 1, CatalogueConfig(tau=0.5))
+  score = pair_scores(query[:3], np.repeat(table[:1], 3, 0), share.config)
+  bounds = np.zeros(3, int), score, score
+  every, g = np.ones(3, bool), np.ones(3, np.float32)
+  lse, rank, d_query, d_table = of_kernel(kernel, share, query[:3], every, bounds, score, g)
+  np.testing.assert_allclose(lse, score, rtol=1e-6)
+  np.testing.assert_array_equal(rank, 0)
+  np.testing.assert_allclose(d_query, np.repeat(table[:1], 3, 0) / 0.5, rtol=1e-5)
+  np.testing.assert_allclose(d_table[0], query[:3].sum(0) / 0.5, rtol=1e-5, atol=1e-6)
+
+
+def test_a_long_batch_is_divided(monkeypatch):
+  """The query gradient of a backward pass has to fit in VMEM."""
+  query, table, _, real = arrays()
+  share = Share(jnp.asarray(table), FIRST, ITEMS, CatalogueConfig())
+  lse, g = plain.log_sum_exp(share, query, real), np.ones(M, np.float32)
+  whole = kernels.backward(tpu, True, share, query, real, lse, g)
+  monkeypatch.setattr(tpu, 'RESIDENT', 20 * tpu.LANES)
+  divided = kernels.backward(tpu, True, share, query, real, lse, g)
+  for one, other in zip(whole, divided):
+    np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def three_passes(config):
+  """What the catalogue calls, as a function of arrays."""
+  def run(table, query, real, target, d_table):
+    share = Share(table, 0, R, config)
+    lse = kernels.log_sum_exp(share, query, real)
+    hidden = jnp.zeros((M, 0), int)
+    rank = kernels.count_above(share, query, real, target, lse - 2, lse - 1, hidden)
+    return lse, rank, *kernels.gradients(share, query, real, lse, jnp.ones(M), d_table)
+  return run
+
+
+def test_the_functions_of_the_catalogue_by_kernel():
+  query, table, target, real = arrays()
+  args = table, query, real, target, np.ones_like(table)
+  want, got = (
+    jax.jit(three_passes(CatalogueConfig(kernel=kernel)))(*args) for kernel in ('plain', 'pallas'))
+  for name, one, other in zip(['log_sum_exp', 'count_above', 'd_query', 'd_table'], want, got):
+    np.testing.assert_allclose(other, one, atol=2e-5, err_msg=f'kernels.{name} differs')
+
+
+@pytest.mark.parametrize('kernel, platform, calls', [
+  ('auto', 'tpu', True), ('auto', 'cuda', False), ('auto', 'cpu', False),
+  ('pallas', 'tpu', True), ('pallas', 'cuda', True), ('plain', 'tpu', False)])
+def test_the_kernel_is_chosen_by_platform(kernel, platform, calls):
+  query, table, target, real = arrays()
+  traced = jax.jit(three_passes(CatalogueConfig(kernel=kernel))).trace(
+    table, query, real, target, np.ones_like(table))
+  text = traced.lower(lowering_platforms=(platform,)).as_text()
+  found = 'tpu_custom_call' in text or 'xla.gpu.triton' in text
+  assert found == calls, f'catalogue.kernel={kernel} on {platform}: mend kernels._choose'
+
+
+def test_hidden_items_take_the_plain_pass():
+  query, table, target, real = arrays()
+  bounds, hidden = (target, np.zeros(M), np.zeros(M)), np.full((M, 1), 9)
+  count = lambda kernel: kernels.count_above(
+    Share(jnp.asarray(table), 0, R, CatalogueConfig(kernel=kernel)), query, real, *bounds, hidden)
+  np.testing.assert_array_equal(count('pallas'), count('plain'))
