@@ -25,7 +25,7 @@ def get_config(variant: str = ''):
     config.pretrain.train.batch_rows = 256
     config.catalogue.dtype = 'bfloat16'
   elif variant:
-    raise ValueError(f'large_catalogue.py:{variant}: use large_catalogue.py or large_catalogue.py:slice')
+    raise ValueError(f'large_catalogue.py:{variant}: the one variant is large_catalogue.py:slice')
   else:
     config.pretrain.train.epochs = 1e-4  # of an epoch
     config.pretrain.train.batch_rows = 4

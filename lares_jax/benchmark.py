@@ -1,12 +1,15 @@
 """Measures speed and memory on this machine; variants take turns in one process.
 
     python -m lares_jax.benchmark --config=configs/beauty.py \\
-        --config.data.path=../shared/data/beauty.txt [--what=packed,prefix,posttrain,evaluate] [--depth=4] [--rounds=5] [--json]
+        --config.data.path=../shared/data/beauty.txt \\
+        [--what=packed,prefix,posttrain,evaluate] [--depth=4] [--rounds=5] [--json]
 
   packed     phase one, rows of several histories, the config's batch
   prefix     phase one as published: a row for every target, three forwards, 1,024 targets a step
   posttrain  phase two: prompts/s, every training target a prompt
   evaluate   full ranking of every user's test target
+  catalogue  the pass over the items alone, by itself: sizes swept, plain and kernel, share of the
+             measured ceilings
 
 Each figure is the median of the rounds, after a warm-up that compiles. Depth is held at --depth.
 """
@@ -29,6 +32,7 @@ from lares_jax import report
 from lares_jax.config import Config
 from lares_jax.errors import InputError, front_door
 from lares_jax.experiment import Experiment
+from lares_jax.studies import catalogue as catalogue_study
 from lares_jax.training import loop, sharding
 from lares_jax.training import state as state_lib
 
@@ -56,6 +60,11 @@ class Variant:
 def main(argv: list[str]) -> None:
   del argv
   config = config_lib.of_flag(_CONFIG.value)
+  if _WHAT.value == ['catalogue']:
+    rows = catalogue_study.run(config.catalogue, _ROUNDS.value)
+    if _JSON.value:
+      print(json.dumps(rows))
+    return
   makers = {'packed': packed, 'prefix': prefix, 'posttrain': posttrain, 'evaluate': evaluate}
   unknown = [w for w in _WHAT.value if w not in makers]
   if unknown:

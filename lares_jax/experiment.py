@@ -2,9 +2,11 @@
 
 import dataclasses
 import functools
+import io
 import json
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -213,8 +215,20 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 def write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
   """Written aside, then renamed; by the first process alone."""
+  write_aside(path, (json.dumps(content, indent=2) + '\n').encode())
+
+
+def write_arrays(path: pathlib.Path, arrays: Mapping[str, Any]) -> None:
+  """As `write_json`, an .npz file."""
+  buffer = io.BytesIO()
+  np.savez_compressed(buffer, **arrays)
+  write_aside(path, buffer.getvalue())
+
+
+def write_aside(path: pathlib.Path, content: bytes) -> None:
+  """Writes a file aside, then renames it; by the first process alone."""
   if not processes.first():
     return
   aside = path.with_suffix('.aside')
-  aside.write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
+  aside.write_bytes(content)
   os.replace(aside, path)

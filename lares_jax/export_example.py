@@ -24,7 +24,8 @@ def recommend(histories, depth=ABOUT['depth'], exclude_history=True):
   known = [[_NUMBER[item] for item in history if item in _NUMBER] for history in histories]
   read = ABOUT['max_history']
   history_bxl = np.full((len(known), read), -1, np.int32)  # -1 fills, on the right
-  hidden_bxh = np.full((len(known), max([1, *map(len, known)])), -1, np.int32)
+  wide = 1 << max([3, *(len(items).bit_length() for items in known)])  # few shapes, few compilations
+  hidden_bxh = np.full((len(known), wide), -1, np.int32)
   for b, items in enumerate(known):
     history_bxl[b, : min(len(items), read)] = items[-read:]
     if exclude_history:

@@ -2,10 +2,13 @@
 
 import dataclasses
 import time
+from typing import Any
+
+import numpy as np
 
 from lares_jax import metrics, report, selection
 from lares_jax.errors import InputError
-from lares_jax.experiment import Experiment, write_json
+from lares_jax.experiment import Experiment, write_arrays, write_json
 from lares_jax.training import loop
 from lares_jax.training.checkpoint import Checkpoints
 
@@ -29,21 +32,25 @@ def train(experiment: Experiment) -> dict:
 
 
 def finish(experiment: Experiment, seconds: float) -> dict:
-  """Chooses phase and depth on validation, tests them, and writes result.json."""
-  c, evaluator = experiment.config, experiment.evaluator
+  """Chooses phase and depth on validation, tests them, and writes ranks.npz and result.json.
+
+  ranks.npz holds, for each phase with a checkpoint, the depth that validation chose for it
+  (`pretrain_depth`), and at that depth the rank of every target of `store.targets(split)`, float32
+  [M]: `pretrain_test_ranked`, `pretrain_test_removed` (history removed), and so on.
+  """
+  c = experiment.config
   phases = [p for p in ('pretrain', 'posttrain')
             if Checkpoints(experiment.workdir, p).best_step is not None]
   if not phases:
     raise InputError(f'{experiment.workdir}: nothing is trained yet; run the phase pretrain first')
   best = {p: experiment.best(p) for p in phases}
   chosen = max(phases, key=lambda p: best[p][1]['ndcg@10'])
-  params, _, step = best[chosen]
-  depths = experiment.depths
-  by_depth = {}
-  for split in ('valid', 'test'):
-    rank_TxM = evaluator.ranks(params, split, depths)
-    by_depth[split] = {d: metrics.summary(r) for d, r in zip(depths, rank_TxM)}
-  depth = max(depths, key=lambda d: by_depth['valid'][d]['ndcg@10'])
+  step = best[chosen][2]
+  outcomes = {p: _outcome(experiment, best[p][0]) for p in phases}
+  depth, by_depth, _ = outcomes[chosen]
+  ranks = {f'{p}_{key}': array for p in phases
+           for key, array in {'depth': np.int32(outcomes[p][0]), **outcomes[p][2]}.items()}
+  write_arrays(experiment.workdir / 'ranks.npz', ranks)
   result = {
     'data': experiment.store.meta['sources'], 'fingerprint': experiment.store.fingerprint,
     'seed': c.seed, 'phase': chosen, 'step': step,
@@ -51,6 +58,7 @@ def finish(experiment: Experiment, seconds: float) -> dict:
     'depth': depth, 'history': 'ranked', 'validation': by_depth['valid'],
     'test': by_depth['test'], 'test_at_depth': by_depth['test'][depth],
     'seconds_this_start': seconds,
+    'settings': {'phases': c.phases, 'evaluate': dataclasses.asdict(c.evaluate)},
   }
   write_json(experiment.workdir / 'result.json', result)
   print(report.depth_table(by_depth['test'], depth, 'test, history ranked'))
@@ -58,3 +66,18 @@ def finish(experiment: Experiment, seconds: float) -> dict:
     print('phases on validation NDCG@10: ' + ', '.join(
       f'{p} {best[p][1]["ndcg@10"]:.4f}' for p in phases) + f'; the result is from {chosen}')
   return result
+
+
+def _outcome(experiment: Experiment, params) -> tuple[int, dict[str, Any], dict[str, np.ndarray]]:
+  """The depth chosen on validation, metrics by split and depth, and ranks at the chosen depth."""
+  evaluator, depths = experiment.evaluator, experiment.depths
+  rank_TxM = {split: evaluator.ranks(params, split, depths) for split in ('valid', 'test')}
+  by_depth = {split: {d: metrics.summary(r) for d, r in zip(depths, ranks)}
+              for split, ranks in rank_TxM.items()}
+  depth = max(depths, key=lambda d: by_depth['valid'][d]['ndcg@10'])
+  ranks = {}
+  for split in ('valid', 'test'):
+    removed_1xM = evaluator.ranks(params, split, (depth,), exclude_history=True)
+    ranks[f'{split}_ranked'] = rank_TxM[split][depths.index(depth)].astype(np.float32)
+    ranks[f'{split}_removed'] = removed_1xM[0].astype(np.float32)
+  return depth, by_depth, ranks

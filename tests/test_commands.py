@@ -36,7 +36,8 @@ def test_one_line_and_exit_code_1(tmp_path, arguments, said):
 
 
 @pytest.mark.parametrize('content, said', (
-  ('', 'empty'), ('1 2 3 4\n2\n', 'row 2'), ('1 2 3 x\n', 'row 1')), ids=('empty', 'no items', 'not a number'))
+  ('', 'empty'), ('1 2 3 4\n2\n', 'row 2'), ('1 2 3 x\n', 'row 1')),
+  ids=('empty', 'no items', 'not a number'))
 def test_a_faulty_log_is_named_with_its_row(tmp_path, content, said):
   log = tmp_path / 'log.txt'
   log.write_text(content, encoding='utf-8')

@@ -11,21 +11,21 @@ from lares_jax.kernels import gpu, tpu
 from lares_jax.scoring import CatalogueConfig, pair_scores, tie_slack
 from lares_jax.share import Share
 
-M, R, D = 37, 300, 24  # nothing fits a tile, a block or a power of two
+M, R, D = 150, 300, 24  # nothing fits a tile, a block or a power of two
 FIRST, ITEMS = 5, 295  # this share begins with item 5 and ends with ten rows of padding
 
 SETTINGS = {
-  'tpu dot float32': (tpu, CatalogueConfig('dot', 0.5, 16, 64, 'float32')),
-  'tpu cos bfloat16': (tpu, CatalogueConfig('cos', 0.07, 16, 64, 'bfloat16')),
-  'gpu cos float32': (gpu, CatalogueConfig('cos', 0.07, 16, 64, 'float32')),
-  'gpu dot bfloat16': (gpu, CatalogueConfig('dot', 0.5, 16, 64, 'bfloat16')),
+  'tpu dot float32': (tpu, CatalogueConfig('dot', 0.5, 64, 64, 'float32')),
+  'tpu cos bfloat16': (tpu, CatalogueConfig('cos', 0.07, 64, 64, 'bfloat16')),
+  'gpu cos float32': (gpu, CatalogueConfig('cos', 0.07, 64, 64, 'float32')),
+  'gpu dot bfloat16': (gpu, CatalogueConfig('dot', 0.5, 64, 64, 'bfloat16')),
 }
 
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
   """Several tiles and blocks of few queries and items, the last of each ragged."""
-  for name, size in dict(TILE=32, BLOCK=256, COLUMNS=128).items():
+  for name, size in dict(TILE=128, BLOCK=256, COLUMNS=128).items():
     monkeypatch.setattr(tpu, name, size)
 
 
@@ -122,9 +122,9 @@ def test_kernel_agrees_with_the_plain_pass(passes, values):
   same('log-sum-exp', out[0][real], lse[real], 1e-6)
   np.testing.assert_array_equal(out[1][real], rank[real], 'rank: share.count_above is right')
   same('d_query', out[2], d_query, rough + rounding)
-  same('d_table', out[3], d_table, rough + rounding)
+  items, padding = np.split(np.asarray(out[3]), [ITEMS - FIRST])
+  same('d_table', items, d_table[: len(items)], rough + rounding)
   assert not np.asarray(out[2])[~real].any(), 'filling has a gradient: mask it in kernels.backward'
-  padding = np.asarray(out[3])[ITEMS - FIRST:]
   assert values is poisoned or not padding.any(), 'rows beyond the items have a gradient: mask them'
 
 
@@ -135,11 +135,12 @@ def test_one_item_is_certain(kernel):
   score = pair_scores(query[:3], np.repeat(table[:1], 3, 0), share.config)
   bounds = np.zeros(3, int), score, score
   every, g = np.ones(3, bool), np.ones(3, np.float32)
-  lse, rank, d_query, d_table = of_kernel(kernel, share, query[:3], every, bounds, score, g)
+  lse, rank, d_query, d_table = jax.jit(
+    lambda query: of_kernel(kernel, share, query, every, bounds, score, g))(query[:3])
   np.testing.assert_allclose(lse, score, rtol=1e-6)
   np.testing.assert_array_equal(rank, 0)
-  np.testing.assert_allclose(d_query, np.repeat(table[:1], 3, 0) / 0.5, rtol=1e-5)
-  np.testing.assert_allclose(d_table[0], query[:3].sum(0) / 0.5, rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(d_query, np.repeat(table[:1], 3, 0) / 0.5, atol=1e-4)
+  np.testing.assert_allclose(d_table[0], query[:3].sum(0) / 0.5, atol=1e-4)
 
 
 def test_a_long_batch_is_divided(monkeypatch):
@@ -147,9 +148,10 @@ def test_a_long_batch_is_divided(monkeypatch):
   query, table, _, real = arrays()
   share = Share(jnp.asarray(table), FIRST, ITEMS, CatalogueConfig())
   lse, g = plain.log_sum_exp(share, query, real), np.ones(M, np.float32)
-  whole = kernels.backward(tpu, True, share, query, real, lse, g)
-  monkeypatch.setattr(tpu, 'RESIDENT', 20 * tpu.LANES)
-  divided = kernels.backward(tpu, True, share, query, real, lse, g)
+  backward = lambda query: kernels.backward(tpu, True, share, query, real, lse, g)
+  whole = jax.jit(backward)(query)
+  monkeypatch.setattr(tpu, 'RESIDENT', M // 2 * tpu.LANES)
+  divided = jax.jit(lambda query: backward(query))(query)  # traced anew
   for one, other in zip(whole, divided):
     np.testing.assert_allclose(one, other, atol=1e-5)
 
@@ -161,7 +163,8 @@ def three_passes(config):
     lse = kernels.log_sum_exp(share, query, real)
     hidden = jnp.zeros((M, 0), int)
     rank = kernels.count_above(share, query, real, target, lse - 2, lse - 1, hidden)
-    return lse, rank, *kernels.gradients(share, query, real, lse, jnp.ones(M), d_table)
+    g = jnp.where(real, 1.0, 0.0)
+    return lse * g, rank * g, *kernels.gradients(share, query, real, lse, g, d_table)
   return run
 
 

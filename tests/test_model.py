@@ -134,7 +134,7 @@ def test_dropout_masks_are_anew_each_step_or_shared():
 
 def test_bf16_compute_keeps_float32_parameters_and_stays_close():
   rows = _rows([0, 5], [5, 3], [0, 1], [0, 0], (2, 8))
-  model, params = _init(MODEL, rows)
+  _, params = _init(MODEL, rows)
   half = dataclasses.replace(MODEL, backbone=dataclasses.replace(MODEL.backbone, dtype='bfloat16'))
   run = lambda config: Lares(config, len(ITEMS)).apply(
     {'params': params}, rows, initial_state(config, rows, jax.random.key(1), False), 2, cap=2

@@ -53,10 +53,15 @@ def artifact(run, tmp_path_factory):
   """The exported directory, and its example imported."""
   directory = tmp_path_factory.mktemp('export') / 'artifact'
   export.export(run.workdir, str(directory), ['cpu'], k=10)
+  return types.SimpleNamespace(directory=directory, example=imported(directory))
+
+
+def imported(directory):
+  """The example of an exported directory, as a module."""
   spec = importlib.util.spec_from_file_location('artifact_example', directory / 'example.py')
   example = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(example)
-  return types.SimpleNamespace(directory=directory, example=example)
+  return example
 
 
 def raw_histories(store: Store, split: str = 'test') -> tuple[list[list[str]], list[str]]:
@@ -117,6 +122,8 @@ def test_other_models_get_the_ranks_of_evaluation_too(tmp_path, kind):
   rank_1xM = experiment.evaluator.ranks(recommender.params, 'test', (recommender.depth,))
   hit_M = hits(recommender, experiment.store, exclude_history=False)
   np.testing.assert_array_equal(hit_M, rank_1xM[0] < 10)
+  if kind == 'cos':
+    check_vectors(recommender)
   if kind == 'plain':
     with pytest.raises(InputError, match='from 0 to 0'):
       recommender.recommend([['i1']], depth=1)
@@ -172,19 +179,21 @@ def test_without_a_known_item_there_is_popularity(run):
   assert some.items == run.recommender.recommend([['i1']], k=4)[0].items
 
 
-@pytest.mark.parametrize('similarity', ('dot', 'cos'))
-def test_vectors_give_the_scores(tmp_path, similarity):
-  catalogue = CatalogueConfig(similarity, tau=0.5, tile=16, block=16)
-  _, recommender = untrained(tmp_path, catalogue=catalogue)
+def check_vectors(recommender):
+  """Inner products of user and item vectors are the scores, and a user without items has zeros."""
   histories = [['i1', 'i2'], [], ['i7']]
   user_MxD, item_VxD = recommender.user_vectors(histories), recommender.item_vectors()
   assert not user_MxD[1].any() and item_VxD.shape == (30, 8)
-  score_MxV = user_MxD @ item_VxD.T / catalogue.tau
+  score_MxV = user_MxD @ item_VxD.T / recommender.catalogue.config.tau
+  out = recommender.recommend(histories, k=30, exclude_history=False)
   for m in (0, 2):
-    r = recommender.recommend(histories, k=30, exclude_history=False)[m]
-    column = [recommender.item_ids.index(item) for item in r.items]
-    np.testing.assert_allclose(r.scores, score_MxV[m, column], rtol=1e-4, atol=1e-5)
-  assert recommender.user_vectors([]).shape == (0, 8)
+    column = [recommender.item_ids.index(item) for item in out[m].items]
+    np.testing.assert_allclose(out[m].scores, score_MxV[m, column], rtol=1e-4, atol=1e-5)
+
+
+def test_vectors_give_the_scores(run):
+  check_vectors(run.recommender)
+  assert run.recommender.user_vectors([]).shape == (0, 8)
 
 
 @pytest.mark.parametrize('call, message', (
@@ -246,7 +255,7 @@ _line = st.binary(max_size=30) | _json.map(lambda x: json.dumps(x).encode()) | s
   st.sampled_from(['i1', 'i2', 'x', '\ud800']), max_size=4).map(lambda x: json.dumps(x).encode())
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(lines=st.lists(_line.map(lambda line: line.replace(b'\n', b' ')), max_size=4))
 def test_no_line_ends_it(run, lines):
   out = answers(run.recommender, b''.join(line + b'\n' for line in lines), k=2)
@@ -298,16 +307,29 @@ def test_artifact_is_whole_and_needs_nothing_of_the_package(artifact):
   assert len(source.splitlines()) <= 40
 
 
-@pytest.mark.parametrize('table', ('bfloat16', 'int8'))
-def test_narrow_tables_say_what_they_cost(run, tmp_path, table):
-  export.export(run.workdir, str(tmp_path / 'out'), table=table)
-  report = json.loads((tmp_path / 'out' / 'metrics.json').read_text())['test_at_depth']
-  assert report[table]['mrr'] - report['float32']['mrr'] == report['change']['mrr'] != 0
-  flat = dict(np.load(tmp_path / 'out' / 'params.npz'))
+@pytest.mark.parametrize('table, kind', (('bfloat16', np.uint16), ('int8', np.int8)))
+def test_narrow_tables_are_near(run, table, kind):
+  flat = export.flat_params(run.recommender, table)
+  assert flat['item'].dtype == kind
   kept, full = np.asarray(export.model_params(flat)['item']), run.recommender.item_vectors()
-  assert flat['item'].dtype == {'bfloat16': np.uint16, 'int8': np.int8}[table]
   step_Vx1 = np.abs(full).max(axis=1, keepdims=True) / 127
   assert (np.abs(kept - full) <= 0.51 * step_Vx1).all() and (kept != full).any()
+
+
+def test_a_narrow_table_says_what_it_costs(run, tmp_path, monkeypatch):
+  blank = lambda recommender, table: {
+    name: x * (name != 'item') for name, x in export_flat(recommender, table).items()}
+  export_flat = export.flat_params
+  monkeypatch.setattr(export, 'flat_params', blank)  # so that the loss cannot be overlooked
+  export.export(run.workdir, str(tmp_path / 'out'), k=30, table='int8')
+  report = json.loads((tmp_path / 'out' / 'metrics.json').read_text())['test_at_depth']
+  assert report['float32'] == metrics.summary(run.rank_M)
+  assert report['int8']['mrr'] == 1 / (29 / 2 + 1), 'with all items alike, half of the others tie'
+  for name, change in report['change'].items():
+    assert change == report['int8'][name] - report['float32'][name]
+  example = imported(tmp_path / 'out')
+  scores = [score for _, score in example.recommend([['i1']])[0]]
+  assert scores == [0.0] * 29, 'an item table of int8 is widened by the program'
 
 
 @pytest.mark.parametrize('options, message', (

@@ -1,7 +1,7 @@
 """The counting of the compile study; real topologies only where their compilers are installed."""
 
 import importlib.util
-import os
+import pathlib
 import subprocess
 import sys
 
@@ -38,7 +38,7 @@ def test_flops_count_a_loop_as_often_as_it_runs_and_the_dearer_branch():
 
 def _study(*arguments: str) -> subprocess.CompletedProcess:
   return subprocess.run([sys.executable, '-m', 'lares_jax.study', *arguments], text=True,
-                        capture_output=True, check=False, cwd=os.path.dirname(os.path.dirname(__file__)))
+                        capture_output=True, check=False, cwd=pathlib.Path(__file__).parents[1])
 
 
 @pytest.mark.parametrize('arguments, said', (

@@ -129,6 +129,14 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update(store, tmp_path):
   assert loop.Checkpoints(tmp_path, 'pretrain').latest_step is None
 
 
+def test_a_half_written_checkpoint_is_ignored_with_a_warning(tmp_path, capsys):
+  left = tmp_path / 'checkpoints' / 'pretrain' / 'latest' / '7.orbax-checkpoint-tmp-1'
+  left.mkdir(parents=True)
+  checkpoints = loop.Checkpoints(tmp_path, 'pretrain')
+  assert checkpoints.latest_step is None
+  assert f'{left} was left half written' in capsys.readouterr().err
+
+
 def test_a_workdir_of_another_config_or_data_set_is_refused(store, tmp_path):
   Experiment.start(make_config(store), str(tmp_path))
   with pytest.raises(InputError, match=r'seed \(0 there, 1 here\)'):

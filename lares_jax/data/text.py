@@ -42,7 +42,7 @@ def titles(store: Store, inputs: str, item: str, title: str) -> list[str]:
     # A table of titles reads like a log in which the titles are the users.
     table = scan(source, {'user': title, 'item': item}).select('item', title=pl.col('user'))
     table = table.filter(pl.col('title').fill_null('') != '').join(ids.lazy(), on='item', how='semi')
-    with reading(source):
+    with reading(source.path):
       found.append(table.collect(engine='streaming'))
   known = pl.concat(found).unique('item', keep='first', maintain_order=True)
   if known.is_empty():
@@ -56,17 +56,14 @@ def write(store: Store, title_V: Sequence[str], encode: Encode) -> str:
   """Encodes every title into text.npy, written aside and then renamed; returns its path."""
   path = os.path.join(store.directory, _FILE)
   aside = f'{path}.aside'
-  table_VxW = None
   starts = range(0, len(title_V), _TEXTS)
   try:
+    shape = (len(title_V), encode(title_V[:1]).shape[1])
+    table_VxW = np.lib.format.open_memmap(aside, 'w+', np.float32, shape)
     for start in tqdm.tqdm(starts, 'encode titles', disable=not sys.stderr.isatty()):
       texts = title_V[start : start + _TEXTS]
-      block = np.asarray(encode(texts), np.float32)
-      if table_VxW is None:
-        shape = (len(title_V), block.shape[1])
-        table_VxW = np.lib.format.open_memmap(aside, 'w+', np.float32, shape)
       has_title = np.array([text != '' for text in texts])
-      table_VxW[start : start + len(texts)] = np.where(has_title[:, None], block, 0)
+      table_VxW[start : start + len(texts)] = np.where(has_title[:, None], encode(texts), 0)
     table_VxW.flush()
     os.replace(aside, path)
   finally:

@@ -23,8 +23,8 @@ CORES = 2  # of a v5p, which divide a backward pass; the others have one, which 
 
 
 def _tiles(rows: int) -> tuple[int, int]:
-  """(Queries a tile, queries with padding): equal tiles, so that little is padded."""
-  tile = 32 * pl.cdiv(pl.cdiv(rows, pl.cdiv(rows, TILE)), 32)
+  """(Queries a tile, queries with padding): tiles as equal as lanes allow, to pad little."""
+  tile = LANES * pl.cdiv(pl.cdiv(rows, pl.cdiv(rows, TILE)), LANES)
   return tile, tile * pl.cdiv(rows, tile)
 
 
@@ -113,7 +113,7 @@ def _backward_kernel(counts, query, scaled, lse, item, d_query, d_item, *, block
     products_mxK = score.product(query[...], item_DxK, (1, 0), config)
     p_mxK = score.power(products_mxK, lse[...], config)
     p_mxK = jnp.where(row_1xK < items, p_mxK, 0.0).astype(config.dtype)
-    rows = pl.ds(pl.multiple_of(tile * query.shape[0], 32), query.shape[0])
+    rows = pl.ds(pl.multiple_of(tile * query.shape[0], LANES), query.shape[0])
     d_query[0, rows] += score.product(p_mxK, item_DxK, (1, 1), config)
     d_item[:, columns] += score.product(scaled[...], p_mxK, (1, 0), config)
 

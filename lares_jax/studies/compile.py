@@ -45,6 +45,7 @@ _SLICES = flags.DEFINE_integer('num_slices', 1, 'TPU slices, or GPU machines.')
 _ITEMS = flags.DEFINE_integer('items', 0, 'Size of the catalogue; 0: that of the data set.')
 
 GIB = 2**30
+CLOCK = {'v4': 1.05e9, 'v5e': 1.5e9, 'v5p': 1.75e9, 'v6e': 1.75e9}  # Hz, from the published peaks
 MEMORY = {'v4': 32, 'v5e': 16, 'v5p': 95, 'v6e': 32, 'h200': 141}  # GiB a chip
 
 
@@ -188,12 +189,14 @@ def report(name: str, build, experiment: Unbuilt, kind: str) -> bool:
   fits = total <= MEMORY[kind] * GIB
   print(f'  {"in all":<20} {total:>17,} bytes: {"fits" if fits else "DOES NOT FIT"}, '
         f'{total / GIB / MEMORY[kind]:.0%} of {MEMORY[kind]} GiB')
-  for line in hlo.collectives(compiled.as_text()):
+  text = compiled.as_text()
+  for line in hlo.collectives(text):
     print(f'  {line}')
   r = experiment.config.depth.mean
   print(f'  {flops.of(experiment, build, r):>14,.0f} FLOPs a chip in matrix products at depth {r}')
-  seconds = hlo.seconds(compiled)
-  if seconds:
-    print(f'  {seconds * 1e3:.2f} ms by XLA\'s estimate, the body of each loop counted once')
+  if kind in CLOCK:
+    cap = experiment.config.depth.cap
+    print(f'  {hlo.cycles(text) / CLOCK[kind] * 1e3:>14,.1f} ms by XLA\'s estimate at depth {cap}, '
+          'collectives and kernels not included')
   print(f'  compiled in {time.time() - start:.0f} s')
   return fits

@@ -1,6 +1,6 @@
 """Checkpoints of one phase: the latest, to go on from, and the best, to use.
 
-    WORKDIR/checkpoints/PHASE/latest/STEP    state, progress, config, item ids' fingerprint
+    WORKDIR/checkpoints/PHASE/latest/STEP    state, progress, config
     WORKDIR/checkpoints/PHASE/best/STEP      the evaluated parameters, and their validation metrics
 
 Both are written aside and renamed by orbax: a half-written one is never seen. They restore onto any
@@ -8,6 +8,7 @@ mesh: the padding of a split table, which depends on it, is cut off or filled up
 """
 
 import pathlib
+import sys
 from typing import Any
 
 import jax
@@ -21,6 +22,8 @@ class Checkpoints:
 
   def __init__(self, workdir: pathlib.Path, phase: str):
     self.directory = pathlib.Path(workdir).absolute() / 'checkpoints' / phase
+    for left in self.directory.glob('*/*orbax-checkpoint-tmp*'):
+      print(f'warning: {left} was left half written by a killed run; ignored', file=sys.stderr)
     options = ocp.CheckpointManagerOptions(max_to_keep=1, cleanup_tmp_directories=True)
     self._latest = ocp.CheckpointManager(self.directory / 'latest', options=options)
     self._best = ocp.CheckpointManager(self.directory / 'best', options=options)
@@ -34,7 +37,7 @@ class Checkpoints:
     return self._best.latest_step()
 
   def save(self, step: int, state, progress: dict[str, Any], config: dict[str, Any]) -> None:
-    """Saves in the background; a step that is there already is the same state, and stays."""
+    """Saves in the background; a step that is there already is the same, and stays."""
     if step in self._latest.all_steps():
       return
     self._latest.save(step, args=ocp.args.Composite(

@@ -5,6 +5,7 @@ import os
 import pathlib
 import sys
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import tensorboardX
@@ -87,3 +88,18 @@ class Log:
     self._file.close()
     self._board.close()
     self._bar.close()
+
+
+def training_seconds(workdir: pathlib.Path, phases: Sequence[str]) -> float:
+  """Time spent in training steps, compilation included and evaluation not, over all starts.
+
+  Work that a kill undid does not count.
+  """
+  total, before = 0.0, dict.fromkeys(phases, 0)
+  for line in (workdir / 'metrics.jsonl').read_text(encoding='utf-8').splitlines():
+    entry = json.loads(line)
+    phase = entry['phase']
+    if entry['kind'] == 'train' and phase in before:
+      steps, before[phase] = entry['step'] - before[phase], entry['step']
+      total += steps * entry['targets'] / entry['targets_per_s']
+  return total

@@ -38,7 +38,8 @@ def build(config: MeshConfig, devices=None) -> Mesh:
   names, kinds = ('data', 'catalogue'), (AxisType.Auto,) * 2
   slices = len({getattr(device, 'slice_index', 0) for device in devices})
   if slices > 1 and data % slices == 0:  # the slow network between slices carries `data` alone
-    grid = mesh_utils.create_hybrid_device_mesh((data // slices, config.catalogue), (slices, 1), devices)
+    grid = mesh_utils.create_hybrid_device_mesh(
+      (data // slices, config.catalogue), (slices, 1), devices)
     return Mesh(grid, names, axis_types=kinds)
   return jax.make_mesh((data, config.catalogue), names, axis_types=kinds, devices=devices)
 

@@ -1,0 +1,181 @@
+"""Trains named configs with several seeds, and sets them side by side in one table.
+
+    python -m lares_jax.compare --config=configs/compare_beauty.py --workdir=runs/compare_beauty \\
+        --config.data_path=../shared/data/beauty.txt [--config.seeds=0,1,2]
+
+Each run goes to WORKDIR/NAME/seed_SEED. What is finished is left alone; stopped by a signal or killed,
+the same command goes on where it was. The table is printed and written to WORKDIR/compare.md, .csv
+and .json: the test at the depth chosen on validation, what it costs, and the difference in NDCG@10
+from the row it stands against, with interval and p-value (see significance.py). A config names
+
+    runs        name -> config (of another config file), or of=NAME to look at that row's runs again;
+                phase=pretrain or posttrain to test that phase, not the better one on validation;
+                against=NAME and seeds=(..), where they differ from the table's
+    reference   the row that all others stand against
+    seeds, data_path, resamples
+"""
+
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import polars as pl
+import tqdm
+from absl import flags
+from ml_collections import config_flags
+
+from lares_jax import comparison, metrics, report, significance
+from lares_jax.comparison import Plan
+from lares_jax.data.rows import Rows
+from lares_jax.errors import InputError, front_door
+from lares_jax.experiment import Experiment, write_aside, write_json
+from lares_jax.model.lares import GIVEN
+from lares_jax.studies import flops
+from lares_jax.training import loop, processes
+from lares_jax.training.evaluation import user_vectors
+from lares_jax.training.log import training_seconds
+
+_CONFIG = config_flags.DEFINE_config_file('config', help_string='A file configs/compare_*.py.')
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Where runs and table go.')
+
+COLUMNS = ('recall@10', 'ndcg@10', 'mrr')
+HISTORIES = ('ranked', 'removed')
+
+
+def main(argv: list[str]) -> int:
+  del argv
+  if not _WORKDIR.value:
+    raise InputError('give --workdir=DIR, where runs and table go')
+  workdir = pathlib.Path(_WORKDIR.value)
+  try:
+    with processes.joined():
+      plan = comparison.plan_of(_CONFIG.value)
+      experiments = comparison.start(plan, workdir)
+      comparison.train(experiments)
+      write(plan, compare(plan, experiments), workdir)
+  except loop.Interrupted as stop:
+    print(f'{stop}: saved; the same command goes on from here', file=sys.stderr)
+    return stop.code
+  return 0
+
+
+def compare(plan: Plan, experiments: Mapping[str, Sequence[Experiment]]) -> list[dict[str, Any]]:
+  """The lines of the table, one for each row and each way to treat the history, all numbers bare."""
+  cost = {name: _cost(runs, plan.runs[name].phase) for name, runs in experiments.items()}
+  lines = []
+  bar = tqdm.tqdm(total=len(HISTORIES) * len(plan.runs), desc='compare', unit='row', disable=None)
+  for history in HISTORIES:
+    scores = {name: _scores(runs, plan.runs[name].phase, history)
+              for name, runs in experiments.items()}
+    block = []
+    for name, runs in experiments.items():
+      line = {'run': name, 'history': history, 'seeds': len(runs)}
+      for key, value_SxM in scores[name].items():
+        mean_S = value_SxM.mean(1)
+        line[key] = float(mean_S.mean())
+        line[f'{key}_std'] = float(mean_S.std(ddof=1)) if len(runs) > 1 else None
+      block.append({**line, **cost[name], **_difference(plan, name, scores)})
+      bar.update()
+    tested = [line for line in block if line['p'] is not None]
+    for line, p in zip(tested, significance.holm([line['p'] for line in tested])):
+      line['p_holm'] = p
+    lines += block
+  bar.close()
+  return lines
+
+
+def _ranks(experiment: Experiment, phase: str) -> tuple[str, Mapping[str, np.ndarray]]:
+  """The phase shown (empty: the better one on validation), and what ranks.npz holds."""
+  phase = phase or experiment.result()['phase']
+  ranks = np.load(experiment.workdir / 'ranks.npz')
+  if f'{phase}_depth' not in ranks:
+    raise InputError(f'{experiment.workdir} has no phase {phase}; name it in its config.phases')
+  return phase, ranks
+
+
+def _scores(runs: Sequence[Experiment], phase: str, history: str) -> dict[str, np.ndarray]:
+  """Each metric [seed, target] on test."""
+  by_seed = []
+  for experiment in runs:
+    shown, ranks = _ranks(experiment, phase)
+    by_seed.append(metrics.per_user(ranks[f'{shown}_test_{history}'], (10,)))
+  return {key: np.stack([values[key] for values in by_seed]) for key in COLUMNS}
+
+
+def _difference(plan: Plan, name: str, scores) -> dict[str, Any]:
+  other = plan.against(name)
+  if other == name:
+    return dict.fromkeys(('against', 'difference', 'relative', 'low', 'high', 'p', 'p_holm'))
+  mine, theirs = scores[name]['ndcg@10'], scores[other]['ndcg@10']
+  found = significance.difference(mine, theirs, same_runs=plan.source(name) == plan.source(other),
+                                  resamples=plan.resamples)
+  relative = found.value / theirs.mean() if theirs.any() else None
+  return {'against': other, 'difference': found.value, 'relative': relative, 'low': found.low,
+          'high': found.high, 'p': found.p, 'p_holm': None}
+
+
+def _cost(runs: Sequence[Experiment], phase: str) -> dict[str, Any]:
+  """Parameters that are trained, seconds of training, FLOPs; means over seeds."""
+  depths = [int(ranks[f'{shown}_depth']) for shown, ranks in (_ranks(e, phase) for e in runs)]
+  width, items = runs[0].config.model.backbone.width, runs[0].store.num_items
+  others = sum(int(np.prod(x.shape)) for key, tree in runs[0].abstract_params.items()
+               if key not in GIVEN | {'item'} for x in jax.tree.leaves(tree))
+  phases = ('pretrain',) if phase == 'pretrain' else ('pretrain', 'posttrain')
+  by_depth = {depth: flops_per_user(runs[0], depth) for depth in set(depths)}
+  return {'depth': ', '.join(map(str, sorted(set(depths)))), 'parameters': others + items * width,
+          'parameters_without_items': others,
+          'training_seconds': float(np.mean([training_seconds(e.workdir, phases) for e in runs])),
+          'flops_per_user': float(np.mean([by_depth[depth] for depth in depths]))}
+
+
+def flops_per_user(experiment: Experiment, depth: int) -> float:
+  """Of matrix products, to read one history of `max_history` items and score the whole catalogue."""
+  e = experiment
+  size = e.config.data.max_history
+  nothing_1xL = np.zeros((1, size), np.int32)
+  rows = Rows(nothing_1xL, np.arange(size)[None], nothing_1xL, nothing_1xL == 0, nothing_1xL)
+  encode = lambda params: user_vectors(
+    e.model, params, rows, np.full((1, 1), size - 1), jax.random.key(0), (depth,))
+  encoding = flops.count(jax.jit(encode).trace(e.abstract_params).jaxpr.jaxpr, 1.0)
+  return encoding + 2.0 * e.store.num_items * e.config.model.backbone.width
+
+
+def write(plan: Plan, lines: list[dict[str, Any]], workdir: pathlib.Path) -> None:
+  """Prints the table; writes compare.md, compare.csv and compare.json."""
+  text = '\n\n'.join(_markdown([line for line in lines if line['history'] == h], h) for h in HISTORIES)
+  print(f'\n{text}\n')
+  write_aside(workdir / 'compare.md', (text + '\n').encode())
+  flat = pl.DataFrame(lines, infer_schema_length=None)
+  write_aside(workdir / 'compare.csv', flat.write_csv().encode())
+  write_json(workdir / 'compare.json', {
+    'reference': plan.reference, 'resamples': plan.resamples, 'rows': lines})
+  print(f'wrote {workdir}/compare.md, compare.csv, compare.json')
+
+
+def _markdown(lines: Sequence[Mapping[str, Any]], history: str) -> str:
+  head = ['run', 'seeds', 'depth', *('Recall@10', 'NDCG@10', 'MRR'), 'parameters', 'without items',
+          'training s', 'MFLOPs/user', 'NDCG@10 against', 'difference', '95% interval', 'p', 'p (Holm)']
+  cells = []
+  for line in lines:
+    mean = [f'{line[key]:.4f}' + ('' if line[f'{key}_std'] is None else f' ± {line[f"{key}_std"]:.4f}')
+            for key in COLUMNS]
+    cost = [f'{line["parameters"]:,}', f'{line["parameters_without_items"]:,}',
+            f'{line["training_seconds"]:,.0f}', f'{line["flops_per_user"] / 1e6:,.1f}']
+    cells.append([line['run'], str(line['seeds']), line['depth'], *mean, *cost, *_tested(line)])
+  return (f'Test, history {history}; depth chosen on validation; mean ± standard deviation over '
+          f'seeds\n\n{report.table(head, cells)}')
+
+
+def _tested(line: Mapping[str, Any]) -> list[str]:
+  if line['p'] is None:
+    return [''] * 5
+  relative = '' if line['relative'] is None else f' ({line["relative"]:+.1%})'
+  return [line['against'], f'{line["difference"]:+.4f}{relative}',
+          f'{line["low"]:+.4f} to {line["high"]:+.4f}', f'{line["p"]:.2g}', f'{line["p_holm"]:.2g}']
+
+
+if __name__ == '__main__':
+  front_door(main)

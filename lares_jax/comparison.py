@@ -1,0 +1,127 @@
+"""What a comparison consists of, and its training: rows of a table, each of several seeds."""
+
+import dataclasses
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from lares_jax import config as config_lib
+from lares_jax import run
+from lares_jax.config import Config
+from lares_jax.errors import InputError
+from lares_jax.experiment import Experiment, read_json
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """A row of the table; see compare.py."""
+
+  config: Config | None = None
+  of: str = ''
+  phase: str = ''
+  against: str = ''
+  seeds: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """What to run and to compare."""
+
+  runs: Mapping[str, Row] = dataclasses.field(default_factory=dict)
+  reference: str = ''
+  seeds: tuple[int, ...] = (0, 1, 2)
+  data_path: str = ''  # a log or a prepared directory for all runs; empty: as their configs say
+  resamples: int = 9999
+
+  def source(self, name: str) -> str:
+    """The row whose runs this row shows."""
+    return self.runs[name].of or name
+
+  def against(self, name: str) -> str:
+    return self.runs[name].against or self.reference
+
+  def seeds_of(self, name: str) -> tuple[int, ...]:
+    return self.runs[self.source(name)].seeds or self.seeds
+
+
+def plan_of(config: Mapping[str, Any] | None) -> Plan:
+  """The typed plan of a config.
+
+  Raises:
+    InputError: there is none, or it has a fault.
+  """
+  if config is None:
+    raise InputError('give --config=configs/compare_NAME.py')
+  try:
+    values, runs = dict(config.items()), {}
+  except OSError as error:
+    raise InputError(f'--config: {error}') from None
+  for name, given in dict(values.pop('runs', {})).items():
+    fields = dict(given.items())
+    own = fields.pop('config', None)
+    row = config_lib.typed(fields, Row, f'config.runs.{name}')
+    typed = config_lib.typed(own, Config, f'config.runs.{name}.config') if own is not None else None
+    runs[name] = dataclasses.replace(row, config=typed)
+  plan = dataclasses.replace(config_lib.typed(values, Plan), runs=runs)
+  _check(plan)
+  return plan
+
+
+def _check(plan: Plan) -> None:
+  names = ', '.join(plan.runs)
+  if plan.reference not in plan.runs:
+    raise InputError(f'config.reference={plan.reference!r} is not a run; there are {names}')
+  for name, row in plan.runs.items():
+    where = f'config.runs.{name}'
+    origin = plan.runs.get(row.of)
+    if not re.fullmatch(r'[\w-]+', name):
+      raise InputError(f'{where}: it names a directory; use letters, digits, _ and -')
+    if (row.config is None) == (not row.of):
+      raise InputError(f'{where}: give config, or of=NAME of a run that has one')
+    if row.of and (origin is None or origin.of or row.seeds):
+      raise InputError(f'{where}.of={row.of!r} must be a run with a config, which says the seeds too')
+    if row.phase not in ('', 'pretrain', 'posttrain'):
+      raise InputError(f'{where}.phase={row.phase!r}: use pretrain or posttrain')
+    if plan.against(name) not in plan.runs:
+      raise InputError(f'{where}.against={row.against!r} is not a run; there are {names}')
+    seeds = plan.seeds_of(name)
+    if not seeds or len({*seeds}) < len(seeds) or not all(isinstance(s, int) for s in seeds):
+      raise InputError(f'{where}: seeds={seeds}: give different whole numbers, such as 0,1,2')
+
+
+def start(plan: Plan, workdir: pathlib.Path) -> dict[str, list[Experiment]]:
+  """Opens every run before the first is trained, so that a fault shows at once; by row, then seed."""
+  out: dict[str, list[Experiment]] = {}
+  for name, row in plan.runs.items():
+    if row.config is not None:
+      data = row.config.data
+      data = dataclasses.replace(data, path=plan.data_path or data.path)
+      out[name] = [
+        Experiment.start(dataclasses.replace(row.config, seed=seed, data=data),
+                         str(workdir / name / f'seed_{seed}')) for seed in plan.seeds_of(name)]
+  prints = {name: runs[0].store.fingerprint for name, runs in out.items()}
+  for name, fingerprint in prints.items():
+    if fingerprint != next(iter(prints.values())):
+      raise InputError(f'config.runs.{name} reads another data set than {next(iter(prints))}; '
+                       'give all one with --config.data_path')
+  return {name: out[plan.source(name)] for name in plan.runs}
+
+
+def train(experiments: Mapping[str, Sequence[Experiment]]) -> None:
+  """Trains what is not finished, the first seed of every row first."""
+  todo = {e.workdir: e for runs in experiments.values() for e in runs if not finished(e)}
+  for n, e in enumerate(sorted(todo.values(), key=lambda e: e.config.seed), 1):
+    print(f'\nrun {n} of {len(todo)}: {e.workdir.parent.name}, seed {e.config.seed}', flush=True)
+    run.train(e)
+    jax.clear_caches()  # the next run compiles its own
+
+
+def finished(experiment: Experiment) -> bool:
+  """Whether the result is there, of just these phases and this evaluation; `start` saw to the rest."""
+  file = experiment.workdir / 'result.json'
+  c = experiment.config
+  wanted = {'phases': c.phases, 'evaluate': {**vars(c.evaluate), 'depths': list(c.evaluate.depths)}}
+  return file.exists() and read_json(file).get('settings') == wanted

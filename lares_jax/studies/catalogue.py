@@ -1,0 +1,83 @@
+"""How fast the catalogue pass is, against what the machine could do: `benchmark --what=catalogue`."""
+
+import dataclasses
+import functools
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lares_jax import report
+from lares_jax.catalogue import Catalogue
+from lares_jax.scoring import CatalogueConfig
+
+# M, V, D; small enough for a laptop first, the sizes that the kernels are for last.
+SIZES = ((1024, 12_101, 64), (4096, 100_000, 64), (4096, 1_000_000, 64), (4096, 1_000_000, 256))
+_SMALL = 5e9  # scores of a pass above which a CPU would take minutes: left out there
+
+
+def run(config: CatalogueConfig, rounds: int) -> list[dict]:
+  """Times forward and backward, plain and kernel in turns, and prints them beside the ceilings."""
+  accelerated = jax.default_backend() != 'cpu'
+  dtype = 'bfloat16' if accelerated else config.dtype
+  kernels = ('plain', 'pallas') if accelerated else ('plain',)
+  ceilings = _ceilings(dtype)
+  print('ceilings: ' + ', '.join(f'{k} {v:.3g}/s' for k, v in ceilings.items()))
+  rows = []
+  for queries, items, width in SIZES:
+    if not accelerated and queries * items > _SMALL / 4:
+      continue
+    passes = {k: _pass(dataclasses.replace(config, kernel=k, dtype=dtype), queries, items, width)
+              for k in kernels}
+    seconds: dict[str, list[float]] = {k: [] for k in kernels}
+    for _ in range(rounds):
+      for kernel, (compiled, args) in passes.items():
+        seconds[kernel].append(_timed(compiled, *args))
+    for kernel, (compiled, _) in passes.items():
+      median = float(np.median(seconds[kernel]))
+      scores = queries * items / median
+      # Forward one product, backward recomputes it and makes two more: 8 D operations a score;
+      # two exponentials a score.
+      bound = min(ceilings['operations'] / (8 * width), ceilings['exponentials'] / 2)
+      rows.append({
+        'M': queries, 'V': items, 'D': width, 'kernel': kernel, 'ms': round(median * 1e3, 1),
+        'scores/s': f'{scores:.3g}', 'of ceiling': f'{scores / bound:.0%}',
+        'temporaries MiB': round(compiled.memory_analysis().temp_size_in_bytes / 2**20)})
+  print(report.table(list(rows[0]), [[str(x) for x in row.values()] for row in rows]))
+  return rows
+
+
+def _pass(config: CatalogueConfig, queries: int, items: int, width: int):
+  """A compiled gradient of the mean log-probability, and its arguments."""
+  keys = jax.random.split(jax.random.key(0), 3)
+  args = (jax.random.normal(keys[0], (queries, width)),
+          jax.random.normal(keys[1], (items, width)) * 0.1,
+          jax.random.randint(keys[2], (queries,), 0, items))
+  catalogue = Catalogue(config, items)
+
+  def loss(query_MxD, table_VxD, target_M):
+    real_M = jnp.ones(queries, bool)
+    return -catalogue.likelihood(query_MxD, target_M, real_M, table_VxD).logprob_M.mean()
+
+  return jax.jit(jax.value_and_grad(loss, (0, 1))).lower(*args).compile(), args
+
+
+def _timed(function, *args) -> float:
+  start = time.perf_counter()
+  jax.block_until_ready(function(*args))
+  return time.perf_counter() - start
+
+
+def _ceilings(dtype: str) -> dict[str, float]:
+  """What the device reaches in a large product, a large copy and a large exponential."""
+  size = 8192 if jax.default_backend() != 'cpu' else 2048
+  x = jax.random.normal(jax.random.key(0), (size, size)).astype(dtype)
+  wide = jnp.zeros((size * size,), jnp.float32)
+  product = jax.jit(functools.partial(jnp.matmul, preferred_element_type=jnp.float32))
+  best = lambda f, *args: min(_timed(f, *args) for _ in range(6))
+  return {
+    'operations': 2 * size**3 / best(product, x, x),
+    'bytes copied': 8 * wide.size / best(jax.jit(lambda x: x + 1), wide),
+    'exponentials': wide.size / best(jax.jit(lambda x: jnp.exp(x).sum()), wide),
+  }

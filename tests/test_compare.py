@@ -1,0 +1,243 @@
+"""A comparison: what is trained and what is left alone, and a table that follows from the ranks on disk."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import polars as pl
+import pytest
+from tiny import make_config, make_store
+
+from configs import compare_beauty, compare_ml100k
+from lares_jax import compare, comparison, metrics, run
+from lares_jax.comparison import Plan, Row
+from lares_jax.errors import InputError
+from lares_jax.experiment import Experiment, write_arrays, write_json
+from lares_jax.model.depth import DepthConfig
+from lares_jax.training import loop
+from lares_jax.training.log import training_seconds
+
+ALL = 'pretrain,select,posttrain'
+
+
+@pytest.fixture(scope='module')
+def store(tmp_path_factory):
+  return make_store(tmp_path_factory.mktemp('store'))
+
+
+def _plan(store, **changes) -> Plan:
+  """The plain backbone, LARES in both phases, and its phase one by itself."""
+  config = make_config(store.directory, phases=ALL)
+  plain = dataclasses.replace(config, phases='pretrain', depth=DepthConfig(mean=0))
+  runs = {'plain': Row(plain), 'lares': Row(config), 'phase_one': Row(of='lares', phase='pretrain'),
+          'phase_two': Row(of='lares', phase='posttrain', against='phase_one')}
+  return dataclasses.replace(Plan(runs, 'plain', (0,), resamples=199), **changes)
+
+
+@pytest.fixture(scope='module')
+def trained(store, tmp_path_factory):
+  """A comparison that was really trained: two runs, four rows."""
+  plan, workdir = _plan(store), tmp_path_factory.mktemp('compare')
+  experiments = comparison.start(plan, workdir)
+  comparison.train(experiments)
+  return plan, workdir, experiments
+
+
+def _pretend(experiment: Experiment, shift=0.0) -> None:
+  """Leaves behind what a run of both phases would: ranks that worsen with the seed by chance."""
+  rng = np.random.default_rng([experiment.config.seed, round(shift * 10)])
+  ranks = {}
+  for phase, better in (('pretrain', 0.0), ('posttrain', 1.0)):
+    ranks[f'{phase}_depth'] = np.int32(2 if experiment.config.depth.mean else 0)
+    for split in ('valid', 'test'):
+      targets = len(experiment.store.targets(split)[0])
+      rank_M = np.maximum(rng.integers(0, 20, targets) - shift - better, 0).astype(np.float32)
+      ranks |= {f'{phase}_{split}_ranked': rank_M, f'{phase}_{split}_removed': rank_M // 2}
+  write_arrays(experiment.workdir / 'ranks.npz', ranks)
+  c = experiment.config
+  write_json(experiment.workdir / 'result.json', {'phase': 'posttrain', 'settings': {
+    'phases': c.phases, 'evaluate': dataclasses.asdict(c.evaluate)}})
+  (experiment.workdir / 'metrics.jsonl').write_text('')
+
+
+def test_ranks_on_disk_are_those_of_the_result(trained):
+  _, _, experiments = trained
+  for experiment in (experiments['plain'][0], experiments['lares'][0]):
+    result = experiment.result()
+    ranks = np.load(experiment.workdir / 'ranks.npz')
+    for phase in experiment.config.phases.replace('select,', '').split(','):
+      assert int(ranks[f'{phase}_depth']) in experiment.depths
+      for split in ('valid', 'test'):
+        targets = len(experiment.store.targets(split)[0])
+        ranked, removed = (ranks[f'{phase}_{split}_{h}'] for h in ('ranked', 'removed'))
+        assert ranked.shape == removed.shape == (targets,) and ranked.dtype == np.float32
+        assert (ranked != removed).any(), 'taking the history out must change some ranks'
+    chosen = result['phase']
+    assert int(ranks[f'{chosen}_depth']) == result['depth']
+    assert metrics.summary(ranks[f'{chosen}_test_ranked']) == pytest.approx(result['test_at_depth'])
+
+
+def test_the_table_of_real_runs(trained, capsys):
+  plan, workdir, experiments = trained
+  lines = compare.compare(plan, experiments)
+  compare.write(plan, lines, workdir)
+  assert [(x['run'], x['history']) for x in lines] == [
+    (name, h) for h in ('ranked', 'removed') for name in plan.runs], 'rows keep their order'
+  by_run = {x['run']: x for x in lines if x['history'] == 'ranked'}
+  plain, lares, one, two = (by_run[name] for name in plan.runs)
+  assert plain['ndcg@10'] == pytest.approx(experiments['plain'][0].result()['test_at_depth']['ndcg@10'])
+  assert plain['ndcg@10_std'] is None and plain['p'] is None and plain['depth'] == '0'
+  assert one['against'] == 'plain' and two['against'] == 'phase_one' and 0 < two['p'] <= two['p_holm'] <= 1
+  assert lares['ndcg@10'] in (one['ndcg@10'], two['ndcg@10']), 'the better phase on validation'
+  assert 0 < one['training_seconds'] < two['training_seconds'], 'phase two has phase one behind it'
+
+  params = experiments['plain'][0].best('pretrain')[0]
+  count = sum(x.size for x in jax.tree.leaves(params))
+  assert plain['parameters'] == count
+  assert plain['parameters_without_items'] == count - params['item'].size
+  assert plain['flops_per_user'] < lares['flops_per_user']
+
+  printed = capsys.readouterr().out
+  written = (workdir / 'compare.md').read_text(encoding='utf-8')
+  assert written.strip() in printed and printed.strip().endswith('compare.json')
+  assert written.count('history ranked') == written.count('history removed') == 1
+  csv, js = pl.read_csv(workdir / 'compare.csv'), json.loads((workdir / 'compare.json').read_text())
+  assert js['rows'] == lines
+  assert csv['run'].to_list() == [x['run'] for x in lines]
+  assert csv['ndcg@10'].to_list() == pytest.approx([x['ndcg@10'] for x in lines])
+  assert not list(workdir.glob('*.aside'))
+
+
+def test_flops_grow_by_the_same_for_every_step_and_hold_the_catalogue(trained):
+  experiment = trained[2]['lares'][0]
+  at = {depth: compare.flops_per_user(experiment, depth) for depth in (0, 1, 2, 4)}
+  step = at[2] - at[1]
+  assert step > 0 and at[4] - at[2] == pytest.approx(2 * step)
+  length, width, inner = 8, 8, 16
+  # One transformer layer: q, k, v and out; scores and their values; both feed-forward products.
+  layer = 2 * length * (4 * width * width + 2 * length * width + 2 * width * inner)
+  assert step == pytest.approx(layer)
+  assert at[0] == pytest.approx(layer + 2 * 30 * width), 'one pre-layer, and 30 items to score'
+
+
+def test_finished_runs_are_left_alone_and_an_interrupted_one_goes_on(store, tmp_path, monkeypatch):
+  """Stopped in the third of four; the same command trains the third and fourth, no other."""
+  begun = []
+
+  def train(experiment):
+    begun.append((experiment.workdir.parent.name, experiment.config.seed))
+    if len(begun) == 3:
+      raise loop.Interrupted(15)
+    _pretend(experiment)
+
+  monkeypatch.setattr(run, 'train', train)
+  plan = _plan(store, seeds=(0, 1))
+  start = lambda: comparison.start(plan, tmp_path)
+  with pytest.raises(loop.Interrupted):
+    comparison.train(start())
+  assert begun == [('plain', 0), ('lares', 0), ('plain', 1)], 'the first seed of every row first'
+  comparison.train(start())
+  assert begun[3:] == [('plain', 1), ('lares', 1)]
+  comparison.train(start())
+  assert len(begun) == 5, 'a finished comparison trains nothing'
+
+  deeper = dataclasses.replace(plan.runs['plain'].config.evaluate, depths=(1, 8))
+  config = dataclasses.replace(plan.runs['plain'].config, evaluate=deeper)
+  changed = dataclasses.replace(plan, runs={**plan.runs, 'plain': Row(config)})
+  comparison.train(comparison.start(changed, tmp_path))
+  assert begun[5:] == [('plain', 0), ('plain', 1)], 'another evaluation is not finished'
+
+
+def test_statistics_over_seeds(store, tmp_path):
+  plan = _plan(store, seeds=(0, 1, 2))
+  config = plan.runs['lares'].config
+  plan = dataclasses.replace(plan, runs={**plan.runs, 'one_seed': Row(config, seeds=(7,))})
+  experiments = comparison.start(plan, tmp_path)
+  for name, shift in (('plain', 0.0), ('lares', 6.0), ('one_seed', 0.0)):
+    for experiment in experiments[name]:
+      _pretend(experiment, shift)
+  lines = {(x['run'], x['history']): x for x in compare.compare(plan, experiments)}
+  plain, lares = lines['plain', 'ranked'], lines['lares', 'ranked']
+  by_seed = [metrics.summary(np.load(e.workdir / 'ranks.npz')['posttrain_test_ranked'])['mrr']
+             for e in experiments['lares']]
+  assert lares['mrr'] == pytest.approx(np.mean(by_seed))
+  assert lares['mrr_std'] == pytest.approx(np.std(by_seed, ddof=1))
+  assert lares['difference'] == pytest.approx(lares['ndcg@10'] - plain['ndcg@10'])
+  assert lares['relative'] == pytest.approx(lares['ndcg@10'] / plain['ndcg@10'] - 1)
+  assert lares['p_holm'] < 0.05 and lares['low'] > 0, 'ranks better by 6 for 40 users and 3 seeds'
+  assert lines['one_seed', 'ranked']['p'] > 0.05 and lines['one_seed', 'ranked']['seeds'] == 1
+  p = sorted(x['p'] for (_, history), x in lines.items() if history == 'ranked' and x['p'])
+  holm = sorted(x['p_holm'] for (_, history), x in lines.items() if history == 'ranked' and x['p'])
+  assert len(p) == 4 and holm[0] == pytest.approx(min(4 * p[0], 1)), 'corrected over the table'
+  assert lines['lares', 'removed']['ndcg@10'] > lares['ndcg@10']
+
+
+def test_training_seconds_add_up_over_starts(tmp_path):
+  """Two starts of one phase: 10 steps of 4 targets at 8 a second, 5 at 2; and another phase."""
+  lines = [('pretrain', 10, 'train', 4, 8), ('pretrain', 10, 'validation', 0, 0),
+           ('pretrain', 15, 'train', 4, 2), ('posttrain', 6, 'train', 3, 1)]
+  keys = ('phase', 'step', 'kind', 'targets', 'targets_per_s')
+  text = ''.join(json.dumps(dict(zip(keys, line))) + '\n' for line in lines)
+  (tmp_path / 'metrics.jsonl').write_text(text)
+  assert training_seconds(tmp_path, ('pretrain',)) == pytest.approx(5 + 10)
+  assert training_seconds(tmp_path, ('pretrain', 'posttrain')) == pytest.approx(5 + 10 + 18)
+
+
+@pytest.mark.parametrize('change, said', (
+  ({'reference': 'none'}, r"config\.reference='none' is not a run; there are"),
+  ({'seeds': ()}, r'seeds=\(\)'),
+  ({'seeds': (1, 1)}, 'different whole numbers'),
+  ({'seed': (1,)}, r'config\.seed does not exist.*config\.seeds'),
+  ({'runs.lares_phase_one.of': 'laers'}, r"lares_phase_one\.of='laers'"),
+  ({'runs.lares_phase_one.phase': 'select'}, 'use pretrain or posttrain'),
+  ({'runs.lares_phase_two.against': 'none'}, r"against='none' is not a run"),
+  ({'runs.sasrec.of': 'lares'}, 'give config, or of=NAME'),
+  ({'runs.a/b': {'of': 'lares'}}, 'names a directory'),
+  ({'runs.sasrec.config.model.width': 3}, r'runs\.sasrec\.config\.model\.width does not exist'),
+), ids=lambda x: next(iter(x)) if isinstance(x, dict) else '')
+def test_a_faulty_plan_is_refused_by_its_key(change, said):
+  config = compare_beauty.get_config('main')
+  config.unlock()
+  for path, value in change.items():
+    *way, last = path.split('.')
+    place = config
+    for key in way:
+      place = place[key]
+    place[last] = value
+  with pytest.raises(InputError, match=said):
+    comparison.plan_of(config)
+
+
+def test_the_plans_of_this_project_are_sound():
+  for module in (compare_beauty, compare_ml100k):
+    plan = comparison.plan_of(module.get_config())
+    assert plan.runs[plan.reference].config.depth.mean == 0
+    assert plan.against('lares_phase_two') == 'lares_phase_one'
+    assert [*plan.runs][0] == plan.reference, 'the reference comes first'
+    configs = {str(row.config) for row in plan.runs.values() if row.config}
+    assert len(configs) == sum(row.config is not None for row in plan.runs.values()), 'two rows alike'
+
+
+def test_runs_of_different_data_are_not_compared(store, tmp_path):
+  plan = _plan(store)
+  other = make_config(make_store(tmp_path / 'other', seed=1).directory)
+  mixed = dataclasses.replace(plan, runs={**plan.runs, 'other': Row(other)})
+  with pytest.raises(InputError, match=r'config\.runs\.other reads another data set than plain'):
+    comparison.start(mixed, tmp_path / 'mixed')
+  same = dataclasses.replace(mixed, data_path=store.directory)
+  assert comparison.start(same, tmp_path / 'same')['other'][0].store.fingerprint == store.fingerprint
+
+
+def test_a_phase_that_was_not_run_is_named(store, tmp_path):
+  plan = _plan(store)
+  plan = dataclasses.replace(plan, runs={
+    'plain': plan.runs['plain'], 'plain_two': Row(of='plain', phase='posttrain')})
+  experiments = comparison.start(plan, tmp_path)
+  workdir = experiments['plain'][0].workdir
+  _pretend(experiments['plain'][0])
+  ranks = dict(np.load(workdir / 'ranks.npz'))
+  write_arrays(workdir / 'ranks.npz', {k: v for k, v in ranks.items() if k.startswith('pretrain')})
+  write_json(workdir / 'result.json', {'phase': 'pretrain'})
+  with pytest.raises(InputError, match='has no phase posttrain'):
+    compare.compare(plan, experiments)

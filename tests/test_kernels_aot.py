@@ -1,0 +1,113 @@
+"""The kernels compile for real chips, none being here, and keep their blocks of scores on them.
+
+Needs the optional packages of requirements-aot.txt; skipped where they are absent.
+"""
+
+import importlib.util
+import os
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.experimental import topologies
+
+from lares_jax import kernels
+from lares_jax.scoring import CatalogueConfig
+from lares_jax.share import Share
+
+M, R, D = 1500, 50_001, 64
+
+# What XLA asks a driver about an H200.
+H200 = """
+gpu_device_info {
+  threads_per_block_limit: 1024 threads_per_warp: 32
+  shared_memory_per_block: 49152 shared_memory_per_core: 233472
+  shared_memory_per_block_optin: 232448
+  threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  memory_bandwidth: 4800000000000 l2_cache_size: 52428800
+  clock_rate_ghz: 1.98 device_memory_size: 151397597184
+  cuda_compute_capability { major: 9 }
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+}
+platform_name: "CUDA"
+dnn_version_info { major: 9 minor: 8 }
+runtime_version { major: 12 minor: 9 }
+device_description_str: "NVIDIA H200"
+"""
+
+CHIPS = {
+  'v5e:2x4': ('libtpu', 'tpu', {}),
+  'v5p:2x2x1': ('libtpu', 'tpu', {}),
+  'v6e:2x4': ('libtpu', 'tpu', {}),
+  'h200': ('jax_cuda12_plugin', 'cuda', dict(target_config=H200, topology='1x1x8')),
+}
+
+
+@pytest.fixture(scope='module', params=CHIPS)
+def chip(request):
+  """A device to compile for."""
+  package, platform, options = CHIPS[request.param]
+  if importlib.util.find_spec(package) is None:
+    pytest.skip(f'{package} is not installed: pip install -r requirements-aot.txt')
+  os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')  # this is no TPU machine
+  os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')  # other processes may compile too
+  return topologies.get_topology_desc(
+    platform=platform, topology_name=request.param, **options).devices[0]
+
+
+def passes(config):
+  """All that a training step and its metrics ask of the catalogue."""
+  def run(table, query, real, target, low, high, g):
+    share = Share(table, 0, R - 1, config)
+    lse = kernels.log_sum_exp(share, query, real)
+    rank = kernels.count_above(
+      share, query, real, target, low, high, jnp.zeros((M, 0), jnp.int32))
+    return lse, rank, *kernels.gradients(share, query, real, lse, g, jnp.zeros_like(table))
+  return run
+
+
+def compiled(chip, config):
+  f32 = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
+  args = (f32(R, D), f32(M, D), jax.ShapeDtypeStruct((M,), bool),
+          jax.ShapeDtypeStruct((M,), jnp.int32), f32(M), f32(M), f32(M))
+  place = jax.sharding.SingleDeviceSharding(chip)
+  run = jax.jit(passes(config), in_shardings=place, out_shardings=place)
+  return run.lower(*args).compile()
+
+
+def blocks_of_scores(hlo: str) -> set[str]:
+  """Arrays with an axis of queries and an axis of items, both longer than D or the 128 lanes."""
+  shapes = re.findall(r'\b(?:f32|bf16|pred|s32)\[([\d,]+)\]', hlo)
+  long = lambda shape: sum(int(size) > 128 for size in shape.split(',')) > 1
+  return {shape for shape in shapes if long(shape)}
+
+
+@pytest.mark.parametrize('similarity, dtype', [('dot', 'bfloat16'), ('cos', 'float32')])
+def test_scores_never_reach_main_memory(chip, similarity, dtype):
+  program = compiled(chip, CatalogueConfig(similarity, 0.5, dtype=dtype, kernel='pallas'))
+  hlo = program.as_text()
+  calls = hlo.count('custom_call_target="tpu_custom_call"') + hlo.count('"__gpu$xla.gpu.triton"')
+  assert calls >= 3, 'the kernels are not in the program: mend kernels._choose'
+  assert not blocks_of_scores(hlo), 'a block of scores is an array of the program'
+  tables = program.memory_analysis().temp_size_in_bytes / (4 * R * D)
+  assert tables < 3, f'temporaries are as large as {tables:.1f} tables: at most 3'
+
+
+def test_the_plain_pass_is_told_apart(chip):
+  hlo = compiled(chip, CatalogueConfig(kernel='plain')).as_text()
+  assert blocks_of_scores(hlo), 'the search for blocks of scores finds none where there are some'
+
+
+@pytest.mark.parametrize('rows, size, width', [(5, 1, 8), (1200, 700, 50), (300, 9000, 300)])
+def test_odd_sizes_compile(chip, rows, size, width):
+  def run(table, query, real, lse):
+    share = Share(table, 0, size, CatalogueConfig(dtype='bfloat16', kernel='pallas'))
+    new = kernels.log_sum_exp(share, query, real)
+    return kernels.gradients(share, query, real, lse, new, table)
+
+  f32 = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
+  args = f32(size, width), f32(rows, width), jax.ShapeDtypeStruct((rows,), bool), f32(rows)
+  place = jax.sharding.SingleDeviceSharding(chip)
+  jax.jit(run, in_shardings=place, out_shardings=place).lower(*args).compile()

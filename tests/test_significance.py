@@ -1,0 +1,92 @@
+"""Significance of a difference: known cases, and scipy's own tests where they answer the same question."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from lares_jax import significance
+
+
+def _worlds(shift=0.0, runs=3, users=800, noise=0.0, seed=0):
+  """Two sides of runs on the same users: what users differ in is common, runs and chance are not."""
+  rng = np.random.default_rng(seed)
+  common_M = rng.random(users)
+  side = lambda shift: (common_M + shift + noise * rng.standard_normal((runs, 1))
+                        + 0.1 * rng.standard_normal((runs, users)))
+  return side(shift), side(0.0)
+
+
+def test_no_difference_is_not_significant_and_a_clear_one_is():
+  none, clear = (significance.difference(*_worlds(shift), resamples=999) for shift in (0.0, 0.05))
+  assert none.p > 0.1 and none.low < 0 < none.high
+  assert clear.p == pytest.approx(2 / 1000), 'no resample may reach zero'
+  assert 0 < clear.low < clear.value < clear.high
+  mine, other = _worlds(0.05)
+  assert clear.value == pytest.approx(mine.mean() - other.mean())
+  back = significance.difference(other, mine, resamples=999)
+  assert back.value == pytest.approx(-clear.value) and back.p == clear.p
+
+
+def test_the_very_same_runs_have_p_1():
+  mine, _ = _worlds()
+  assert significance.difference(mine, mine, same_runs=True, resamples=99).p == 1.0
+  nothing = np.zeros((2, 5))
+  assert significance.difference(nothing, nothing, resamples=99).p == 1.0
+
+
+def test_one_run_agrees_with_scipys_paired_tests():
+  mine, other = _worlds(0.008, runs=1, seed=3)
+  found = significance.difference(mine, other)
+  paired = stats.ttest_rel(mine[0], other[0])
+  assert 0.005 < paired.pvalue < 0.4, 'the case must be one in doubt'
+  assert found.p == pytest.approx(paired.pvalue, rel=0.25)
+  interval = paired.confidence_interval()
+  assert (found.low, found.high) == pytest.approx((interval.low, interval.high), abs=6e-4)
+
+
+@pytest.mark.parametrize('runs', (2, 3, 5))
+def test_chance_of_seeds_has_its_full_variance(runs):
+  """Users all alike, so that only runs differ: the middle 68% is two standard errors wide."""
+  rng = np.random.default_rng(1)
+  mine, other = (np.repeat(rng.standard_normal((runs, 1)), 20, axis=1) for _ in range(2))
+  found = significance.difference(mine, other, confidence=0.6827)
+  error = np.sqrt((mine[:, 0].var(ddof=1) + other[:, 0].var(ddof=1)) / runs)
+  assert found.high - found.low == pytest.approx(2 * error, rel=0.2), 'few runs are few values'
+
+
+def test_a_difference_that_seeds_explain_is_not_claimed():
+  """Enough users make any two runs differ; the seeds say that it means nothing."""
+  many = [_worlds(runs=3, users=400, noise=0.05, seed=s) for s in range(30)]
+  wrong = np.mean([significance.difference(*pair, resamples=199).p < 0.05 for pair in many])
+  naive = np.mean([significance.difference(*(s.mean(0)[None] for s in pair), resamples=199).p < 0.05
+                   for pair in many])
+  assert naive > 0.5, 'the case must be one where users alone mislead'
+  assert wrong < 0.2
+
+
+def test_runs_that_share_their_training_are_drawn_together():
+  rng = np.random.default_rng(0)
+  start = np.repeat(rng.standard_normal((3, 1)), 200, axis=1) + 0.01 * rng.standard_normal((3, 200))
+  after = start + 0.05
+  assert significance.difference(after, start, same_runs=True, resamples=499).p < 0.01
+  assert significance.difference(after, start, resamples=499).p > 0.1
+
+
+def test_the_same_seed_gives_the_same_figures_and_other_users_are_refused():
+  mine, other = _worlds(0.01)
+  once, again = (significance.difference(mine, other, resamples=199) for _ in range(2))
+  assert once == again
+  assert once != significance.difference(mine, other, resamples=199, seed=1)
+  with pytest.raises(ValueError, match='same targets'):
+    significance.difference(mine, other[:, 1:])
+  with pytest.raises(ValueError, match='runs'):
+    significance.difference(mine, other[:2], same_runs=True)
+
+
+def test_holm_by_hand():
+  # Rising: .01 * 4 = .04, .02 * 3 = .06, .03 * 2 = .06, .9 * 1.
+  assert significance.holm([0.03, 0.01, 0.9, 0.02]) == pytest.approx([0.06, 0.04, 0.9, 0.06])
+  # .02 * 2 = .04; then .03 * 1 = .03 would fall below it.
+  assert significance.holm([0.03, 0.02]) == pytest.approx([0.04, 0.04])
+  assert significance.holm([0.8, 0.7]) == [1.0, 1.0]
+  assert significance.holm([]) == []
