@@ -49,7 +49,7 @@ def table(recipe, ablations: bool):
   for name, changes in ABLATIONS.items() if ablations else ():
     runs[name] = {'config': _changed(recipe(''), changes), 'against': 'lares_phase_one', 'seeds': (0,)}
   config = ml_collections.ConfigDict(
-    {'reference': 'sasrec', 'seeds': (0, 1, 2), 'data_path': '', 'resamples': 9999})
+    {'reference': 'sasrec', 'seeds': (0, 1, 2), 'data_path': '', 'resamples': 1999})
   config.runs = ml_collections.ConfigDict(runs, sort_keys=False)  # the order of the table
   return config
 

@@ -43,4 +43,4 @@ def write_log(path: str, items: int = 10_000_000, users: int = 500) -> None:
 
 
 if __name__ == '__main__':
-  write_log(*sys.argv[1:2])
+  write_log(sys.argv[1])

@@ -105,7 +105,7 @@ class Catalogue:
       if not self._spread:
         return own, None
       gather = lambda x: jax.lax.all_gather(x, 'catalogue', axis=1, tiled=True)
-      return share_lib.best_of(*map(gather, own), k), None
+      return share_lib.best_of(gather(own[0]), gather(own[1]), k), None
 
     with jax.named_scope('catalogue_top_k'):
       return self._on_devices(of_share, table_RxD, query_MxD, real_M, hidden_MxH)[0]
@@ -116,6 +116,7 @@ class Catalogue:
 
   def _sampled(self, query_XxMxD, target_XxM, real_XxM, table_RxD, key) -> Likelihood:
     c = self.config
+    assert self.popularity is not None, 'a sampled loss draws by popularity'
     sample = c.sample
     if c.loss == 'gbce':  # is defined for uniform negatives
       sample = dataclasses.replace(sample, in_batch=0, popular=0)
@@ -146,7 +147,9 @@ class Catalogue:
     """Arrays of batch rows, split over `data` if they can be; for those that grew out of a batch."""
     if not self._spread:
       return rows
-    place = lambda x: NamedSharding(self.mesh, PartitionSpec(self._data_axis(len(x))))
+    mesh = self.mesh
+    assert mesh is not None
+    place = lambda x: NamedSharding(mesh, PartitionSpec(self._data_axis(len(x))))
     return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, place(x)), rows)
 
   @property
@@ -155,6 +158,7 @@ class Catalogue:
 
   def _data_axis(self, size: int) -> str | None:
     """The axis that queries or rows of a batch are split over; None where it does not divide."""
+    assert self.mesh is not None
     return None if size % self.mesh.shape['data'] else 'data'
 
   def _share(self, table_RxD) -> Share:

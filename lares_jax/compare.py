@@ -118,7 +118,7 @@ def _difference(plan: Plan, name: str, scores) -> dict[str, Any]:
 
 
 def _cost(runs: Sequence[Experiment], phase: str) -> dict[str, Any]:
-  """Parameters that are trained, seconds of training, FLOPs; means over seeds."""
+  """Parameters that are trained, seconds of training steps, FLOPs; means over seeds."""
   depths = [int(ranks[f'{shown}_depth']) for shown, ranks in (_ranks(e, phase) for e in runs)]
   width, items = runs[0].config.model.backbone.width, runs[0].store.num_items
   others = sum(int(np.prod(x.shape)) for key, tree in runs[0].abstract_params.items()

@@ -34,7 +34,7 @@ class Plan:
   reference: str = ''
   seeds: tuple[int, ...] = (0, 1, 2)
   data_path: str = ''  # a log or a prepared directory for all runs; empty: as their configs say
-  resamples: int = 9999
+  resamples: int = 1999
 
   def source(self, name: str) -> str:
     """The row whose runs this row shows."""

@@ -14,11 +14,16 @@ from lares_jax.share import Share
 M, R, D = 150, 300, 24  # nothing fits a tile, a block or a power of two
 FIRST, ITEMS = 5, 295  # this share begins with item 5 and ends with ten rows of padding
 
+def setting(similarity, tau, dtype):
+  return CatalogueConfig(
+    similarity=similarity, tau=tau, dtype=dtype, tile=64, block=64, kernel='plain')
+
+
 SETTINGS = {
-  'tpu dot float32': (tpu, CatalogueConfig('dot', 0.5, 64, 64, 'float32')),
-  'tpu cos bfloat16': (tpu, CatalogueConfig('cos', 0.07, 64, 64, 'bfloat16')),
-  'gpu cos float32': (gpu, CatalogueConfig('cos', 0.07, 64, 64, 'float32')),
-  'gpu dot bfloat16': (gpu, CatalogueConfig('dot', 0.5, 64, 64, 'bfloat16')),
+  'tpu dot float32': (tpu, setting('dot', 0.5, 'float32')),
+  'tpu cos bfloat16': (tpu, setting('cos', 0.07, 'bfloat16')),
+  'gpu cos float32': (gpu, setting('cos', 0.07, 'float32')),
+  'gpu dot bfloat16': (gpu, setting('dot', 0.5, 'bfloat16')),
 }
 
 
@@ -76,15 +81,15 @@ def poisoned(query, table, target, real):
 VALUES = [ordinary, large, small, all_equal, all_zero, ties, filling, poisoned]
 
 
-def of_kernel(kernel, share, query, real, bounds, lse, g):
-  return (*kernels.forward(kernel, True, share, query, real, bounds),
-          *kernels.backward(kernel, True, share, query, real, lse, g))
+def of_kernel(kernel, share, query, target, real, bounds, lse, g, h):
+  return (*kernels.forward(kernel, True, share, query, target, real, bounds),
+          *kernels.backward(kernel, True, share, query, target, real, lse, g, h))
 
 
-def of_plain(share, query, real, bounds):
+def forward_of_plain(share, query, target, real, bounds):
   no_items = jnp.zeros((len(query), 0), int)
-  return (plain.log_sum_exp(share, query, real),
-          plain.count_above(share, query, real, *bounds, no_items))
+  return (*kernels.likelihood(share, query, target, real),
+          plain.count_above(share, query, real, target, *bounds, no_items))
 
 
 @pytest.fixture(scope='module', params=SETTINGS)
@@ -93,26 +98,26 @@ def passes(request):
   kernel, config = SETTINGS[request.param]
   share = lambda table, first: Share(table, first, ITEMS, config)
   by_kernel = jax.jit(lambda table, first, *args: of_kernel(kernel, share(table, first), *args))
-  by_plain = jax.jit(lambda table, first, *args: of_plain(share(table, first), *args))
-  gradient = jax.jit(lambda table, first, *args: plain.gradients(
-    share(table, first), *args, jnp.zeros_like(table)))
-  return config, by_kernel, by_plain, gradient
+  by_plain, gradients = (
+    jax.jit(lambda table, first, *args, of=of: of(share(table, first), *args))
+    for of in (forward_of_plain, kernels.gradients))
+  return config, by_kernel, by_plain, gradients
 
 
 @pytest.mark.parametrize('values', VALUES)
 def test_kernel_agrees_with_the_plain_pass(passes, values):
-  config, by_kernel, by_plain, gradient = passes
+  config, by_kernel, by_plain, gradients = passes
   query, table, target, real = values(*arrays())
   item = table[target - FIRST]
   score = np.asarray(pair_scores(query, item, config))
   slack = np.asarray(tie_slack(query, item, config))
-  bounds = target, score - slack, score + slack
-  g = np.where(real, np.linspace(-1, 1, M), 0).astype(np.float32)
+  bounds = score - slack, score + slack
+  g, h = (np.where(real, np.linspace(-1, end, M), 0).astype(np.float32) for end in (1, 2))
 
-  lse, rank = by_plain(table, FIRST, query, real, bounds)
-  clear = np.where(real[:, None], query, 0), real, np.where(real, lse, 0)  # plain: NaN times zero
-  d_query, d_table = gradient(table, FIRST, *clear, g)
-  out = by_kernel(table, FIRST, query, real, bounds, lse, g)
+  lse, score, rank = by_plain(table, FIRST, query, target, real, bounds)
+  clear = np.where(real[:, None], query, 0), target, real, np.where(real, lse, 0)  # NaN times zero
+  d_query, d_table = gradients(table, FIRST, *clear, g, h)
+  out = by_kernel(table, FIRST, query, target, real, bounds, lse, g, h)
 
   rounding = 3e-7 * np.nanmax(np.abs(lse), initial=0, where=real)  # of scores as large as that
   rough = 1e-5 if config.dtype == 'float32' else 1e-2
@@ -120,35 +125,37 @@ def test_kernel_agrees_with_the_plain_pass(passes, values):
     got, want, rtol=0, atol=tolerance * np.nanmax(np.abs(want), initial=1e-30),
     err_msg=f'{name} of the kernel is not that of the plain pass (share.py), the specification')
   same('log-sum-exp', out[0][real], lse[real], 1e-6)
-  np.testing.assert_array_equal(out[1][real], rank[real], 'rank: share.count_above is right')
-  same('d_query', out[2], d_query, rough + rounding)
-  items, padding = np.split(np.asarray(out[3]), [ITEMS - FIRST])
+  same('score', out[1], score, 1e-6)
+  np.testing.assert_array_equal(out[2][real], rank[real], 'rank: share.count_above is right')
+  same('d_query', out[3], d_query, rough + rounding)
+  items, padding = np.split(np.asarray(out[4]), [ITEMS - FIRST])
   same('d_table', items, d_table[: len(items)], rough + rounding)
-  assert not np.asarray(out[2])[~real].any(), 'filling has a gradient: mask it in kernels.backward'
+  assert not np.asarray(out[3])[~real].any(), 'filling has a gradient: mask it in kernels.backward'
   assert values is poisoned or not padding.any(), 'rows beyond the items have a gradient: mask them'
 
 
 @pytest.mark.parametrize('kernel', [tpu, gpu])
 def test_one_item_is_certain(kernel):
   query, table, *_ = arrays()
-  share = Share(jnp.asarray(table[:1]), 0, 1, CatalogueConfig(tau=0.5))
-  score = pair_scores(query[:3], np.repeat(table[:1], 3, 0), share.config)
-  bounds = np.zeros(3, int), score, score
-  every, g = np.ones(3, bool), np.ones(3, np.float32)
-  lse, rank, d_query, d_table = jax.jit(
-    lambda query: of_kernel(kernel, share, query, every, bounds, score, g))(query[:3])
+  query, item, every, ones = query[:3], table[:1], np.ones(3, bool), np.ones(3, np.float32)
+  share = Share(jnp.asarray(item), 0, 1, CatalogueConfig(tau=0.5))
+  score = pair_scores(query, np.repeat(item, 3, 0), share.config)
+  lse, own, rank, d_query, d_table = jax.jit(lambda query: of_kernel(
+    kernel, share, query, jnp.zeros(3, int), every, (score, score), score, ones, 0 * ones))(query)
   np.testing.assert_allclose(lse, score, rtol=1e-6)
+  np.testing.assert_allclose(own, score, rtol=1e-6)
   np.testing.assert_array_equal(rank, 0)
-  np.testing.assert_allclose(d_query, np.repeat(table[:1], 3, 0) / 0.5, atol=1e-4)
-  np.testing.assert_allclose(d_table[0], query[:3].sum(0) / 0.5, atol=1e-4)
+  np.testing.assert_allclose(d_query, np.repeat(item, 3, 0) / 0.5, atol=1e-4)
+  np.testing.assert_allclose(d_table[0], query.sum(0) / 0.5, atol=1e-4)
 
 
 def test_a_long_batch_is_divided(monkeypatch):
   """The query gradient of a backward pass has to fit in VMEM."""
-  query, table, _, real = arrays()
+  query, table, target, real = arrays()
   share = Share(jnp.asarray(table), FIRST, ITEMS, CatalogueConfig())
-  lse, g = plain.log_sum_exp(share, query, real), np.ones(M, np.float32)
-  backward = lambda query: kernels.backward(tpu, True, share, query, real, lse, g)
+  lse, ones = plain.log_sum_exp(share, query, real), np.ones(M, np.float32)
+  backward = lambda query: kernels.backward(
+    tpu, True, share, query, jnp.asarray(target), real, lse, ones, ones)
   whole = jax.jit(backward)(query)
   monkeypatch.setattr(tpu, 'RESIDENT', M // 2 * tpu.LANES)
   divided = jax.jit(lambda query: backward(query))(query)  # traced anew
@@ -158,23 +165,21 @@ def test_a_long_batch_is_divided(monkeypatch):
 
 def three_passes(config):
   """What the catalogue calls, as a function of arrays."""
-  def run(table, query, real, target, d_table):
-    share = Share(table, 0, R, config)
-    lse = kernels.log_sum_exp(share, query, real)
-    hidden = jnp.zeros((M, 0), int)
-    rank = kernels.count_above(share, query, real, target, lse - 2, lse - 1, hidden)
-    g = jnp.where(real, 1.0, 0.0)
-    return lse * g, rank * g, *kernels.gradients(share, query, real, lse, g, d_table)
+  def run(table, query, target, real):
+    share, g = Share(table, 0, R, config), jnp.where(real, 1.0, 0.0)
+    lse, score = kernels.likelihood(share, query, target, real)
+    rank = kernels.count_above(
+      share, query, real, target, score, score, jnp.zeros((M, 0), int))
+    return lse * g, score, rank * g, *kernels.gradients(share, query, target, real, lse, g, -g)
   return run
 
 
 def test_the_functions_of_the_catalogue_by_kernel():
-  query, table, target, real = arrays()
-  args = table, query, real, target, np.ones_like(table)
   want, got = (
-    jax.jit(three_passes(CatalogueConfig(kernel=kernel)))(*args) for kernel in ('plain', 'pallas'))
-  for name, one, other in zip(['log_sum_exp', 'count_above', 'd_query', 'd_table'], want, got):
-    np.testing.assert_allclose(other, one, atol=2e-5, err_msg=f'kernels.{name} differs')
+    jax.jit(three_passes(CatalogueConfig(kernel=kernel)))(arrays()[1], arrays()[0], *arrays()[2:])
+    for kernel in ('plain', 'pallas'))
+  for name, one, other in zip(['lse', 'score', 'rank', 'd_query', 'd_table'], want, got):
+    np.testing.assert_allclose(other, one, atol=2e-5, err_msg=f'{name} differs by kernel')
 
 
 @pytest.mark.parametrize('kernel, platform, calls', [
@@ -182,8 +187,7 @@ def test_the_functions_of_the_catalogue_by_kernel():
   ('pallas', 'tpu', True), ('pallas', 'cuda', True), ('plain', 'tpu', False)])
 def test_the_kernel_is_chosen_by_platform(kernel, platform, calls):
   query, table, target, real = arrays()
-  traced = jax.jit(three_passes(CatalogueConfig(kernel=kernel))).trace(
-    table, query, real, target, np.ones_like(table))
+  traced = jax.jit(three_passes(CatalogueConfig(kernel=kernel))).trace(table, query, target, real)
   text = traced.lower(lowering_platforms=(platform,)).as_text()
   found = 'tpu_custom_call' in text or 'xla.gpu.triton' in text
   assert found == calls, f'catalogue.kernel={kernel} on {platform}: mend kernels._choose'

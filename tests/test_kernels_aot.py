@@ -59,19 +59,19 @@ def chip(request):
 
 def passes(config):
   """All that a training step and its metrics ask of the catalogue."""
-  def run(table, query, real, target, low, high, g):
+  def run(table, query, target, real, low, high, g):
     share = Share(table, 0, R - 1, config)
-    lse = kernels.log_sum_exp(share, query, real)
+    lse, score = kernels.likelihood(share, query, target, real)
     rank = kernels.count_above(
       share, query, real, target, low, high, jnp.zeros((M, 0), jnp.int32))
-    return lse, rank, *kernels.gradients(share, query, real, lse, g, jnp.zeros_like(table))
+    return lse, score, rank, *kernels.gradients(share, query, target, real, lse, g, -g)
   return run
 
 
 def compiled(chip, config):
   f32 = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
-  args = (f32(R, D), f32(M, D), jax.ShapeDtypeStruct((M,), bool),
-          jax.ShapeDtypeStruct((M,), jnp.int32), f32(M), f32(M), f32(M))
+  args = (f32(R, D), f32(M, D), jax.ShapeDtypeStruct((M,), jnp.int32),
+          jax.ShapeDtypeStruct((M,), bool), f32(M), f32(M), f32(M))
   place = jax.sharding.SingleDeviceSharding(chip)
   run = jax.jit(passes(config), in_shardings=place, out_shardings=place)
   return run.lower(*args).compile()
@@ -86,7 +86,8 @@ def blocks_of_scores(hlo: str) -> set[str]:
 
 @pytest.mark.parametrize('similarity, dtype', [('dot', 'bfloat16'), ('cos', 'float32')])
 def test_scores_never_reach_main_memory(chip, similarity, dtype):
-  program = compiled(chip, CatalogueConfig(similarity, 0.5, dtype=dtype, kernel='pallas'))
+  program = compiled(chip, CatalogueConfig(
+    similarity=similarity, tau=0.5, dtype=dtype, kernel='pallas'))
   hlo = program.as_text()
   calls = hlo.count('custom_call_target="tpu_custom_call"') + hlo.count('"__gpu$xla.gpu.triton"')
   assert calls >= 3, 'the kernels are not in the program: mend kernels._choose'
@@ -102,12 +103,13 @@ def test_the_plain_pass_is_told_apart(chip):
 
 @pytest.mark.parametrize('rows, size, width', [(5, 1, 8), (1200, 700, 50), (300, 9000, 300)])
 def test_odd_sizes_compile(chip, rows, size, width):
-  def run(table, query, real, lse):
+  def run(table, query, target, real):
     share = Share(table, 0, size, CatalogueConfig(dtype='bfloat16', kernel='pallas'))
-    new = kernels.log_sum_exp(share, query, real)
-    return kernels.gradients(share, query, real, lse, new, table)
+    lse, score = kernels.likelihood(share, query, target, real)
+    return kernels.gradients(share, query, target, real, lse, lse, score)
 
-  f32 = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
-  args = f32(size, width), f32(rows, width), jax.ShapeDtypeStruct((rows,), bool), f32(rows)
+  shape = jax.ShapeDtypeStruct
+  args = (shape((size, width), jnp.float32), shape((rows, width), jnp.float32),
+          shape((rows,), jnp.int32), shape((rows,), bool))
   place = jax.sharding.SingleDeviceSharding(chip)
   jax.jit(run, in_shardings=place, out_shardings=place).lower(*args).compile()

@@ -15,10 +15,12 @@ def get_config():
   """Phases one and two, over 20 steps each."""
   config = tiny.make_config('', phases='pretrain,select,posttrain')
   config = ml_collections.ConfigDict(dataclasses.asdict(config))
-  config.pretrain.train.epochs = 4
+  config.depth.distribution = 'constant'
+  config.pretrain.loss.alpha = config.pretrain.loss.gamma = 0.0
+  config.pretrain.train.epochs = 6
   config.pretrain.train.eval_every_epochs = 1.0
   config.pretrain.train.patience = 0
-  config.posttrain.train.epochs = 4
+  config.posttrain.train.epochs = 6
   config.posttrain.train.patience = 0
   config.select.top = 20
   config.evaluate.depths = (1, 2)

@@ -8,35 +8,47 @@ import jax.numpy as jnp
 
 from lares_jax import share as plain
 from lares_jax.kernels import gpu, tpu
-from lares_jax.scoring import comparable
+from lares_jax.scoring import comparable, pair_scores
 from lares_jax.share import Share
 
 
-def log_sum_exp(share: Share, query_MxD, real_M) -> jax.Array:
-  """As `share.log_sum_exp`, by what `catalogue.kernel` asks for."""
-  args = share, query_MxD, real_M
-  return _choose(share, lambda *kernel: forward(*kernel, *args)[0],
-                 lambda: plain.log_sum_exp(*args))
+def likelihood(share: Share, query_MxD, target_M, real_M) -> tuple[jax.Array, jax.Array]:
+  """(Log-sum-exp of the scores with the share's items, score of the target or 0 if elsewhere)."""
+  args = share, query_MxD, target_M, real_M
+
+  def of_plain():
+    score_M = pair_scores(query_MxD, share.lookup(target_M), share.config)
+    return plain.log_sum_exp(share, query_MxD, real_M), jnp.where(real_M, score_M, 0.0)
+
+  return _choose(share, lambda *kernel: forward(*kernel, *args), of_plain)
+
+
+def gradients(share: Share, query_MxD, target_M, real_M, lse_M, g_lse_M, g_target_M):
+  """Gradients (d_query_MxD, d_table_RxD) of sum(g_lse * lse + g_target * score).
+
+  `lse_M` is that of the whole catalogue, so each share's gradient is a part of the whole one.
+  """
+  of_query = target_M, real_M, lse_M, g_lse_M, g_target_M
+
+  def of_plain():
+    score = lambda query, item: pair_scores(query, item, share.config)
+    _, pull = jax.vjp(score, query_MxD, share.lookup(target_M))
+    d_target_query_MxD, d_item_MxD = pull(g_target_M)
+    d_query_MxD, d_table_RxD = plain.gradients(
+      share, query_MxD, real_M, lse_M, g_lse_M, share.scatter(target_M, d_item_MxD))
+    return d_query_MxD + d_target_query_MxD, d_table_RxD
+
+  return _choose(share, lambda *kernel: backward(*kernel, share, query_MxD, *of_query), of_plain)
 
 
 def count_above(share: Share, query_MxD, real_M, target_M, low_M, high_M, hidden_MxH) -> jax.Array:
   """As `share.count_above`; where there are items to hide, it is that."""
-  args, bounds = (share, query_MxD, real_M), (target_M, low_M, high_M)
-  of_plain = lambda: plain.count_above(*args, *bounds, hidden_MxH)
+  args = share, query_MxD, target_M, real_M, (low_M, high_M), False
+  of_plain = lambda: plain.count_above(
+    share, query_MxD, real_M, target_M, low_M, high_M, hidden_MxH)
   if hidden_MxH.shape[1]:
     return of_plain()
-  return _choose(share, lambda *kernel: forward(*kernel, *args, bounds, lse=False)[1], of_plain)
-
-
-def gradients(share: Share, query_MxD, real_M, lse_M, g_M, d_table_RxD):
-  """As `share.gradients`."""
-  args = share, query_MxD, real_M, lse_M, g_M
-
-  def of_kernel(*kernel):
-    d_query_MxD, d_RxD = backward(*kernel, *args)
-    return d_query_MxD, d_table_RxD + d_RxD
-
-  return _choose(share, of_kernel, lambda: plain.gradients(*args, d_table_RxD))
+  return _choose(share, lambda *kernel: forward(*kernel, *args)[0], of_plain)
 
 
 def _choose(share: Share, of_kernel, of_plain):
@@ -50,42 +62,45 @@ def _choose(share: Share, of_kernel, of_plain):
   return jax.lax.platform_dependent(**kernels, default=of_plain)
 
 
-def forward(kernel, interpret: bool, share, query_MxD, real_M, bounds=None, lse=True):
-  """One pass over the items: (log-sum-exp [M] or None, what `count_above` counts [M] or None).
+def forward(kernel, interpret, share, query_MxD, target_M, real_M, bounds=(), wanted=True):
+  """One pass over the items: lse_M and score_M if `wanted`, and the rank if bounds are given.
 
-  `bounds` are target_M, low_M and high_M, if the count is wanted. `interpret` runs the kernel
-  (the module `tpu` or `gpu`) as plain JAX, slowly.
+  `bounds` are low_M and high_M of `count_above`. `interpret` runs the kernel (the module `tpu` or
+  `gpu`) as plain JAX, slowly. Results for filling are 0.
   """
-  config = share.config
-  counts_2, take, put = _real_first(share, real_M)
+  config, (counts_2, row_M, take, put) = share.config, _prepare(share, target_M, real_M)
   query_MxD = comparable(take(query_MxD), config).astype(config.dtype)
-  if bounds is not None:
-    target_M, low_M, high_M = bounds
-    bounds = take(target_M - share.first), take(low_M * config.tau), take(high_M * config.tau)
-  item_RxD = comparable(share.table_RxD, config)
-  out = kernel.forward(counts_2, query_MxD, item_RxD, bounds, config, lse, interpret)
-  return tuple(x if x is None else put(x) for x in out)
+  bounds = [take(x_M * config.tau) for x_M in bounds]
+  out = [put(x_M) for x_M in kernel.forward(
+    counts_2, query_MxD, row_M, bounds, comparable(share.table_RxD, config), config, wanted,
+    interpret)]
+  if wanted:
+    out[1] /= config.tau
+  return tuple(out)
 
 
-def backward(kernel, interpret: bool, share, query_MxD, real_M, lse_M, g_M):
-  """Gradients (d_query_MxD, d_table_RxD) of sum(g * lse), `lse_M` being of the whole catalogue."""
-  config = share.config
-  counts_2, take, _ = _real_first(share, real_M)
+def backward(kernel, interpret, share, query_MxD, target_M, real_M, lse_M, g_lse_M, g_target_M):
+  """As `gradients`; for `kernel` and `interpret` see `forward`."""
+  config, (counts_2, row_M, take, _) = share.config, _prepare(share, target_M, real_M)
   query_MxD, pull_query = jax.vjp(lambda x: comparable(take(x), config), query_MxD)
   item_RxD, pull_item = jax.vjp(lambda x: comparable(x, config), share.table_RxD)
-  # With p the softmax: d_query = g/tau * (p @ items), d_item = p.T @ (g/tau * query).
-  g_Mx1 = take(g_M / config.tau)[:, None]
-  rounded, scaled = (x.astype(config.dtype) for x in (query_MxD, query_MxD * g_Mx1))
-  d_MxD, d_item_RxD = kernel.backward(
-    counts_2, rounded, scaled, take(lse_M * config.tau), item_RxD, config, interpret)
-  return *pull_query(d_MxD * g_Mx1), *pull_item(d_item_RxD)
+  of_query = row_M, *map(take, (lse_M * config.tau, g_lse_M / config.tau, g_target_M / config.tau))
+  d_query_MxD, d_item_RxD = kernel.backward(
+    counts_2, query_MxD.astype(config.dtype), of_query, item_RxD, config, interpret)
+  return *pull_query(d_query_MxD), *pull_item(d_item_RxD)
 
 
-def _real_first(share: Share, real_M):
-  """(Numbers of queries and of items that count [2]; take(x): those queries first, then zeros;
-  put(x): back in the caller's order, zeros elsewhere)."""
+def _prepare(share: Share, target_M, real_M):
+  """What kernels want to know of queries: those that count come first, filling is zero.
+
+  Returns how many queries and how many rows count [2]; the targets' rows, -1 for those elsewhere;
+  take(x), which puts queries in that order; put(x), which puts results back.
+  """
   order_M = jnp.argsort(~real_M)  # stable
   clear = lambda x: jnp.where(jnp.expand_dims(real_M, tuple(range(1, x.ndim))), x, 0)
+  take = lambda x: clear(x)[order_M]
   put = lambda x: clear(jnp.zeros_like(x).at[order_M].set(x, unique_indices=True))
   items = jnp.clip(share.items - share.first, 0, share.size)
-  return jnp.stack([real_M.sum(), items]).astype(jnp.int32), lambda x: clear(x)[order_M], put
+  row_M = (target_M - share.first)[order_M]
+  row_M = jnp.where((row_M >= 0) & (row_M < items), row_M, -1)
+  return jnp.stack([real_M.sum(), items]).astype(jnp.int32), row_M, take, put

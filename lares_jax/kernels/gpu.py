@@ -68,51 +68,62 @@ def _over_items(counts, item, each: int, plan: _Plan, step, carry):
   return jax.lax.fori_loop(first, last, take, carry)
 
 
-def _forward_kernel(counts, query, item, *refs, plan, each, config, lse, rank):
+def _forward_kernel(counts, query, item, target, *refs, plan, each, config, likelihood, rank):
   query_mxD = query[...]
-  bounds, outs = [bound[...][:, None] for bound in refs[: 3 * rank]], refs[3 * rank :]
+  target_mx1, bounds = target[...][:, None], [bound[...][:, None] for bound in refs[: 2 * rank]]
 
   def step(item_KxD, row_K, real_K, carry):
     products_mxK = score.product(query_mxD, item_KxD, (1, 1), config)
     after = []
-    if lse:
+    if likelihood:
       before_m, total_m = carry[:2]
       finite_mxK = jnp.where(real_K, products_mxK, -jnp.inf)
       top_m = jnp.maximum(before_m, finite_mxK.max(axis=1))
       fresh_m = score.power(finite_mxK, top_m[:, None], config).sum(axis=1)
       after = [top_m, total_m * score.power(before_m, top_m, config) + fresh_m]
     if rank:
-      target_mx1, low_mx1, high_mx1 = bounds
-      above_mxK = score.above(products_mxK, low_mx1, high_mx1)
+      above_mxK = score.above(products_mxK, *bounds)
       other_mxK = real_K & (row_K != target_mx1)
       after.append(carry[-1] + jnp.where(other_mxK, above_mxK, 0.0).sum(axis=1))
     return tuple(after)
 
-  first = [score.LOWEST, 0.0] * lse + [0.0] * rank
+  first = [score.LOWEST, 0.0] * likelihood + [0.0] * rank
   carry = tuple(jnp.full(plan.held, x, jnp.float32) for x in first)
-  for out, x_m in zip(outs, _over_items(counts, item, each, plan, step, carry)):
+  for out, x_m in zip(refs[2 * rank :], _over_items(counts, item, each, plan, step, carry)):
     out[...] = x_m
 
 
-def forward(counts_2, query_MxD, item_RxD, bounds, config, lse, interpret):
-  """See `kernels.forward`, which prepares the arrays; bounds are of products, or None."""
-  (rows, width), rank = query_MxD.shape, bounds is not None
+def forward(counts_2, query_MxD, row_M, bounds, item_RxD, config, likelihood, interpret):
+  """See `kernels.forward`, which prepares the arrays."""
+  (rows, width), rank = query_MxD.shape, bool(bounds)
+  target_M = (query_MxD.astype(jnp.float32) * _lookup(item_RxD, row_M, config)).sum(axis=1)
   plan = _Plan.of(width, config.dtype)
   query_MxD, item_RxD = plan.pad(query_MxD), plan.pad(item_RxD.astype(config.dtype))
   padded, columns = query_MxD.shape
   parts, each = plan.parts(padded, len(item_RxD))
   by_tile = pl.BlockSpec((plan.held,), lambda t, s: (t,))
   sums = plan.call(
-    functools.partial(_forward_kernel, plan=plan, each=each, config=config, lse=lse, rank=rank),
+    functools.partial(
+      _forward_kernel, plan=plan, each=each, config=config, likelihood=likelihood, rank=rank),
     'catalogue_forward', interpret, grid=(padded // plan.held, parts),
     in_specs=[_WHOLE, pl.BlockSpec((plan.held, columns), lambda t, s: (t, 0)), _WHOLE,
-              *[by_tile] * (3 * rank)],
-    out_specs=[pl.BlockSpec((None, plan.held), lambda t, s: (s, t))] * (2 * lse + rank),
-    out_shape=[jax.ShapeDtypeStruct((parts, padded), jnp.float32)] * (2 * lse + rank),
-  )(counts_2, query_MxD, item_RxD, *map(plan.pad, bounds or ()))
+              *[by_tile] * (1 + 2 * rank)],
+    out_specs=[pl.BlockSpec((None, plan.held), lambda t, s: (s, t))] * (2 * likelihood + rank),
+    out_shape=[jax.ShapeDtypeStruct((parts, padded), jnp.float32)] * (2 * likelihood + rank),
+  )(counts_2, query_MxD, item_RxD, *map(plan.pad, (row_M, *bounds)))
   sums = [x[:, :rows] for x in sums]
-  lse_M = score.combine(sums[0], sums[1], config, 0) if lse else None
-  return lse_M, sums[-1].sum(axis=0) if rank else None
+  of_likelihood = (score.combine(*sums[:2], config, 0), target_M) if likelihood else ()
+  return *of_likelihood, *[sums[-1].sum(axis=0)] * rank
+
+
+def _lookup(item_RxD, row_M, config):
+  """Items as they are multiplied, float32, zeros for row -1 (a gather costs nothing here)."""
+  item_MxD = item_RxD.at[_elsewhere(item_RxD, row_M)].get(mode='fill', fill_value=0)
+  return item_MxD.astype(config.dtype).astype(jnp.float32)
+
+
+def _elsewhere(item_RxD, row_M):
+  return jnp.where(row_M < 0, len(item_RxD), row_M)  # -1 would be the last row
 
 
 def _query_kernel(counts, query, lse, item, d_query, *, plan, each, config):
@@ -140,9 +151,14 @@ def _item_kernel(counts, query, scaled, lse, item, d_item, *, plan, config):
   d_item[...] = jnp.where(real_Kx1, jax.lax.fori_loop(0, tiles, step, d_KxD), 0.0)
 
 
-def backward(counts_2, query_MxD, scaled_MxD, lse_M, item_RxD, config, interpret):
-  """See `kernels.backward`: sums of p_MxR with the items, and with the scaled queries."""
+def backward(counts_2, query_MxD, of_query, item_RxD, config, interpret):
+  """See `kernels.gradients`, which prepares the arrays."""
   (rows, width), size = query_MxD.shape, len(item_RxD)
+  row_M, lse_M, g_lse_M, g_target_M = of_query
+  # With p the softmax: d_query = g (p @ items), d_item = p.T @ (g query).
+  scaled_MxD = (query_MxD * g_lse_M[:, None]).astype(config.dtype)
+  of_target = _elsewhere(item_RxD, row_M), g_target_M[:, None] * query_MxD
+  d_target_MxD = g_target_M[:, None] * _lookup(item_RxD, row_M, config)
   plan = _Plan.of(width, config.dtype)
   query_MxD, scaled_MxD, lse_M, item_RxD = map(
     plan.pad, (query_MxD, scaled_MxD, lse_M, item_RxD.astype(config.dtype)))
@@ -162,4 +178,5 @@ def backward(counts_2, query_MxD, scaled_MxD, lse_M, item_RxD, config, interpret
     in_specs=[*[_WHOLE] * 4, held], out_specs=held,
     out_shape=jax.ShapeDtypeStruct(item_RxD.shape, jnp.float32),
   )(counts_2, query_MxD, scaled_MxD, lse_M, item_RxD)
-  return d_query.sum(axis=0)[:rows, :width], d_item_RxD[:size, :width]
+  d_query_MxD = g_lse_M[:, None] * d_query.sum(axis=0)[:rows, :width] + d_target_MxD
+  return d_query_MxD, d_item_RxD[:size, :width].at[of_target[0]].add(of_target[1], mode='drop')

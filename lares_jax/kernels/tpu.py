@@ -39,27 +39,26 @@ def _over_columns(block, item_DxK, items, body):
     body(columns, row_1xK, jnp.where(row_1xK < items, item_DxK[:, columns], 0))
 
 
-def _forward_kernel(counts, query, item, *refs, config, lse, rank):
-  bounds, sums = refs[: 3 * rank], refs[3 * rank :]
+def _forward_kernel(counts, query, item, target, *refs, config, likelihood, rank):
+  bounds, sums = refs[: 2 * rank], refs[2 * rank :]
   queries, items = counts[0], counts[1]
   tile, block = pl.program_id(0), pl.program_id(1)
   lanes = lambda x_mxK: [x_mxK[:, p : p + LANES] for p in range(0, COLUMNS, LANES)]
 
   @pl.when(block == 0)
   def _():
-    for out, first in zip(sums, [score.LOWEST, 0.0] * lse + [0.0] * rank):
+    for out, first in zip(sums, [score.LOWEST, 0.0, 0.0] * likelihood + [0.0] * rank):
       out[...] = jnp.full(out.shape, first)
 
   def body(_, row_1xK, item_DxK):
     products_mxK = score.product(query[...], item_DxK, (1, 0), config)
+    of_target_mxK = row_1xK == target[...]
     if rank:
-      target_mx1, low_mx1, high_mx1 = (bound[...] for bound in bounds)
-      total_mxP = sums[-1][...]
-      for products_mxP, row_1xP in zip(lanes(products_mxK), lanes(row_1xK)):
-        other_mxP = (row_1xP < items) & (row_1xP != target_mx1)
-        total_mxP += jnp.where(other_mxP, score.above(products_mxP, low_mx1, high_mx1), 0.0)
-      sums[-1][...] = total_mxP
-    if lse:
+      above_mxK = score.above(products_mxK, *(bound[...] for bound in bounds))
+      above_mxK = jnp.where((row_1xK < items) & ~of_target_mxK, above_mxK, 0.0)
+      sums[-1][...] += sum(lanes(above_mxK))
+    if likelihood:
+      sums[2][...] += sum(lanes(jnp.where(of_target_mxK, products_mxK, 0.0)))
       products_mxK = jnp.where(row_1xK < items, products_mxK, -jnp.inf)
       before_mxP = sums[0][...]
       top_mxP = functools.reduce(jnp.maximum, lanes(products_mxK), before_mxP)
@@ -73,29 +72,30 @@ def _forward_kernel(counts, query, item, *refs, config, lse, rank):
     _over_columns(block, item, items, body)
 
 
-def forward(counts_2, query_MxD, item_RxD, bounds, config, lse, interpret):
-  """See `kernels.forward`, which prepares the arrays; bounds are of products, or None."""
-  (rows, width), rank = query_MxD.shape, bounds is not None
+def forward(counts_2, query_MxD, row_M, bounds, item_RxD, config, likelihood, interpret):
+  """See `kernels.forward`, which prepares the arrays."""
+  (rows, width), rank = query_MxD.shape, bool(bounds)
   tile, padded = _tiles(rows)
   by_tile = lambda columns: pl.BlockSpec((tile, columns), lambda t, i, _: (t, 0))
   block = pl.BlockSpec((width, BLOCK), lambda t, i, _: (0, i))
   sums = pl.pallas_call(
-    functools.partial(_forward_kernel, config=config, lse=lse, rank=rank),
+    functools.partial(_forward_kernel, config=config, likelihood=likelihood, rank=rank),
     grid_spec=pltpu.PrefetchScalarGridSpec(
       num_scalar_prefetch=1, grid=(padded // tile, pl.cdiv(len(item_RxD), BLOCK)),
-      in_specs=[by_tile(width), block, *[by_tile(1)] * (3 * rank)],
-      out_specs=[by_tile(LANES)] * (2 * lse + rank)),
-    out_shape=[jax.ShapeDtypeStruct((padded, LANES), jnp.float32)] * (2 * lse + rank),
+      in_specs=[by_tile(width), block, *[by_tile(1)] * (1 + 2 * rank)],
+      out_specs=[by_tile(LANES)] * (3 * likelihood + rank)),
+    out_shape=[jax.ShapeDtypeStruct((padded, LANES), jnp.float32)] * (3 * likelihood + rank),
     compiler_params=pltpu.CompilerParams(dimension_semantics=('parallel', 'arbitrary')),
     interpret=interpret, name='catalogue_forward',
   )(counts_2, score.pad(query_MxD, padded, width), item_RxD.T,
-    *(score.pad(x_M[:, None], padded, 1) for x_M in bounds or ()))
+    *(score.pad(x_M[:, None], padded, 1) for x_M in (row_M, *bounds)))
   sums = [x[:rows] for x in sums]
-  lse_M = score.combine(sums[0], sums[1], config, 1) if lse else None
-  return lse_M, sums[-1].sum(axis=1) if rank else None
+  of_likelihood = (score.combine(*sums[:2], config, 1), sums[2].sum(axis=1)) if likelihood else ()
+  return *of_likelihood, *[sums[-1].sum(axis=1)] * rank
 
 
-def _backward_kernel(counts, query, scaled, lse, item, d_query, d_item, *, blocks, config):
+def _backward_kernel(
+  counts, query, across, target, lse, g_lse, g_target, item, d_query, d_item, *, blocks, config):
   queries, items = counts[0], counts[1]
   step, tile = pl.program_id(1), pl.program_id(2)
   block = pl.program_id(0) * pl.num_programs(1) + step
@@ -111,25 +111,26 @@ def _backward_kernel(counts, query, scaled, lse, item, d_query, d_item, *, block
 
   def body(columns, row_1xK, item_DxK):
     products_mxK = score.product(query[...], item_DxK, (1, 0), config)
-    p_mxK = score.power(products_mxK, lse[...], config)
-    p_mxK = jnp.where(row_1xK < items, p_mxK, 0.0).astype(config.dtype)
+    g_mxK = score.power(products_mxK, lse[...], config) * g_lse[...]
+    g_mxK = jnp.where(row_1xK < items, g_mxK, 0.0)
+    g_mxK += jnp.where(row_1xK == target[...], g_target[...], 0.0)
     rows = pl.ds(pl.multiple_of(tile * query.shape[0], LANES), query.shape[0])
-    d_query[0, rows] += score.product(p_mxK, item_DxK, (1, 1), config)
-    d_item[:, columns] += score.product(scaled[...], p_mxK, (1, 0), config)
+    d_query[0, rows] += score.product(g_mxK, item_DxK, (1, 1), config)
+    d_item[:, columns] += score.product(across[...], g_mxK, (1, 0), config)
 
   @pl.when(inside & (tile * query.shape[0] < queries) & (block * item.shape[1] < items))
   def _():
     _over_columns(block, item, items, body)
 
 
-def backward(counts_2, query_MxD, scaled_MxD, lse_M, item_RxD, config, interpret):
-  """See `kernels.backward`: sums of p_MxR with the items, and with the scaled queries."""
+def backward(counts_2, query_MxD, of_query, item_RxD, config, interpret):
+  """See `kernels.gradients`, which prepares the arrays."""
   (rows, width), size = query_MxD.shape, len(item_RxD)
   if rows > 1 and rows * LANES * pl.cdiv(width, LANES) > RESIDENT:
     half = rows // 2
     part = lambda first, rows: backward(
-      counts_2 - jnp.array([first, 0], counts_2.dtype), query_MxD[rows], scaled_MxD[rows],
-      lse_M[rows], item_RxD, config, interpret)
+      counts_2 - jnp.array([first, 0], counts_2.dtype), query_MxD[rows],
+      [x_M[rows] for x_M in of_query], item_RxD, config, interpret)
     (d_MxD, d_RxD), (e_MxD, e_RxD) = part(0, slice(half)), part(half, slice(half, None))
     return jnp.concatenate([d_MxD, e_MxD]), d_RxD + e_RxD
   (tile, padded), blocks = _tiles(rows), pl.cdiv(size, BLOCK)
@@ -143,7 +144,7 @@ def backward(counts_2, query_MxD, scaled_MxD, lse_M, item_RxD, config, interpret
     functools.partial(_backward_kernel, blocks=blocks, config=config),
     grid_spec=pltpu.PrefetchScalarGridSpec(
       num_scalar_prefetch=1, grid=(cores, each, padded // tile),
-      in_specs=[by_tile(width), across, by_tile(1), block],
+      in_specs=[by_tile(width), across, *[by_tile(1)] * 4, block],
       out_specs=[pl.BlockSpec((1, padded, width), lambda core, i, t, _: (core, 0, 0)), block]),
     out_shape=[jax.ShapeDtypeStruct((cores, padded, width), jnp.float32),
                jax.ShapeDtypeStruct((width, size), jnp.float32)],
@@ -151,6 +152,6 @@ def backward(counts_2, query_MxD, scaled_MxD, lse_M, item_RxD, config, interpret
       dimension_semantics=('parallel', 'arbitrary', 'arbitrary'),
       vmem_limit_bytes=16 * 2**20 + 2 * 4 * RESIDENT),
     interpret=interpret, name='catalogue_backward',
-  )(counts_2, score.pad(query_MxD, padded, width), score.pad(scaled_MxD, padded, width).T,
-    score.pad(lse_M[:, None], padded, 1), item_RxD.T)
+  )(counts_2, score.pad(query_MxD, padded, width), score.pad(query_MxD, padded, width).T,
+    *(score.pad(x_M[:, None], padded, 1) for x_M in of_query), item_RxD.T)
   return d_query.sum(axis=0)[:rows], d_item.T

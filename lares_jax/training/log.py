@@ -72,8 +72,9 @@ class Log:
 
   def write(self, step: int, kind: str, metrics: dict[str, float]) -> None:
     """One line, and the same as TensorBoard scalars."""
-    entry = {'phase': self._phase, 'step': step, 'kind': kind,
-             **{k: float(np.float32(v)) for k, v in metrics.items()}}
+    entry = {'phase': self._phase, 'step': step, 'kind': kind}
+    # A metric of the same name may not hide the counter, by which a restart forgets lines.
+    entry = {**entry, **{k: float(np.float32(v)) for k, v in metrics.items()}, **entry}
     self._file.write(json.dumps(entry) + '\n')
     self._file.flush()
     for key, value in metrics.items():
@@ -91,7 +92,7 @@ class Log:
 
 
 def training_seconds(workdir: pathlib.Path, phases: Sequence[str]) -> float:
-  """Time spent in training steps, compilation included and evaluation not, over all starts.
+  """Time spent in training steps over all starts; not in the first compilation nor in evaluation.
 
   Work that a kill undid does not count.
   """

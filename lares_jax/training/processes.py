@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -48,9 +49,12 @@ def _join(wanted: str) -> None:
   if not by_hand and wanted != 'auto':
     raise InputError(f'{VARIABLE}={wanted}: use auto, or process/processes@host:port')
   try:
+    where: dict[str, Any] = {}
+    if by_hand:
+      where = {'coordinator_address': by_hand[3], 'num_processes': int(by_hand[2]),
+               'process_id': int(by_hand[1])}
     jax.distributed.initialize(
-      *((by_hand[3], int(by_hand[2]), int(by_hand[1])) if by_hand else ()),
-      heartbeat_timeout_seconds=_HEARTBEAT, shutdown_timeout_seconds=_HEARTBEAT)
+      **where, heartbeat_timeout_seconds=_HEARTBEAT, shutdown_timeout_seconds=_HEARTBEAT)
   except ValueError as error:
     raise InputError(f'{VARIABLE}={wanted}: {error} Is this started by the launcher?') from None
   if not first():

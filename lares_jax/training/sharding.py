@@ -58,9 +58,9 @@ def describe(tree, mesh: Mesh) -> str:
   """What each rule places where, and the bytes that it takes on every device."""
   arrays, held = dict.fromkeys(RULES, 0), dict.fromkeys(RULES, 0)
   for path, x in jax.tree.leaves_with_path(tree):
-    rule = _rule(path)
-    arrays[rule] += 1
-    held[rule] += int(np.prod(NamedSharding(mesh, rule[1]).shard_shape(x.shape))) * x.dtype.itemsize
+    found = _rule(path)
+    arrays[found] += 1
+    held[found] += int(np.prod(NamedSharding(mesh, found[1]).shard_shape(x.shape))) * x.dtype.itemsize
   lines = [f'mesh: data {mesh.shape["data"]} x catalogue {mesh.shape["catalogue"]}; '
            f'parameters and optimizer, {sum(held.values()):,} bytes a device:']
   for rule, spec in RULES:
