@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from lares_jax import negatives, scoring
+from lares_jax import kernels, negatives
 from lares_jax import share as share_lib
 from lares_jax.negatives import Popularity
 from lares_jax.scoring import CatalogueConfig, block_scores, pair_scores, tie_slack
@@ -83,7 +83,7 @@ class Catalogue:
       item_MxD = share.lookup(target_M)
       score_M = total(pair_scores(query_MxD, item_MxD, self.config))
       slack_M = total(tie_slack(query_MxD, item_MxD, self.config))
-      rank_M = total(share_lib.count_above(
+      rank_M = total(kernels.count_above(
         share, query_MxD, real_M, target_M, score_M - slack_M, score_M + slack_M, hidden_MxH))
       last_M = (hidden_MxH == target_M[:, None]).any(axis=1)
       return jnp.where(last_M, self.items - 1.0, rank_M), None
@@ -199,12 +199,11 @@ class Catalogue:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _likelihood(catalogue: Catalogue, query_MxD, target_M, real_M, table_RxD) -> Likelihood:
   def of_share(share, total, query_MxD, target_M, real_M):
-    lse_M = share_lib.log_sum_exp(share, query_MxD, real_M)
+    lse_M, score_M = kernels.likelihood(share, query_MxD, target_M, real_M)
     if catalogue._spread:
       high_M = jax.lax.pmax(lse_M, 'catalogue')
       lse_M = high_M + jnp.log(total(jnp.exp(lse_M - high_M)))
-    score_M = total(pair_scores(query_MxD, share.lookup(target_M), catalogue.config))
-    return Likelihood(lse_M, jnp.where(real_M, score_M, 0.0)), None
+    return Likelihood(lse_M, total(score_M)), None
 
   return catalogue._on_devices(of_share, table_RxD, query_MxD, target_M, real_M)[0]
 
@@ -218,12 +217,9 @@ def _likelihood_backward(catalogue, saved, grads):
   query_MxD, target_M, real_M, table_RxD, lse_M = saved
 
   def of_share(share, total, query_MxD, target_M, real_M, lse_M, g_lse_M, g_target_M):
-    score = lambda query, item: pair_scores(query, item, catalogue.config)
-    _, pull = jax.vjp(score, query_MxD, share.lookup(target_M))
-    d_query_target_MxD, d_target_MxD = pull(g_target_M)
-    d_query_MxD, d_table_RxD = share_lib.gradients(
-      share, query_MxD, real_M, lse_M, g_lse_M, share.scatter(target_M, d_target_MxD))
-    return total(d_query_MxD + d_query_target_MxD), d_table_RxD
+    d_query_MxD, d_table_RxD = kernels.gradients(
+      share, query_MxD, target_M, real_M, lse_M, g_lse_M, g_target_M)
+    return total(d_query_MxD), d_table_RxD
 
   with jax.named_scope('catalogue_backward'):
     grads = [jnp.where(real_M, g, 0.0) for g in grads]
@@ -265,20 +261,3 @@ def _lookup_backward(catalogue, saved, d_BxLxD):
 
 _lookup.defvjp(lambda catalogue, table_RxD, item_BxL: (
   _lookup(catalogue, table_RxD, item_BxL), (table_RxD, item_BxL)), _lookup_backward)
-
-
-# For callers that have not moved to `Catalogue` yet.
-def likelihood(query, target, real, table, config):
-  return Catalogue(config, len(table)).likelihood(query, target, real, table)
-
-
-def ranks(query, target, real, table, config, hidden=None):
-  return Catalogue(config, len(table)).ranks(query, target, real, table, hidden)
-
-
-def top_k(query, real, table, k, config, hidden=None):
-  return Catalogue(config, len(table)).top_k(query, real, table, k, hidden)
-
-
-unit = scoring.unit
-_comparable = scoring.comparable

@@ -23,7 +23,7 @@ class CatalogueConfig:
   dtype: str = 'float32'  # of the products; sums are float32 always
   loss: str = 'exact'  # of training: exact, or sampled or gbce for catalogues that are too large
   sample: SampleConfig = SampleConfig()
-  kernel: str = 'auto'  # auto: Pallas on TPU and GPU; plain: XLA alone; pallas: always
+  kernel: str = 'auto'  # auto: plain, until a kernel is shown to win; plain: XLA alone; pallas
 
   def __post_init__(self):
     choices = dict(similarity=('dot', 'cos'), loss=('exact', 'sampled', 'gbce'),

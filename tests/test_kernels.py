@@ -183,7 +183,7 @@ def test_the_functions_of_the_catalogue_by_kernel():
 
 
 @pytest.mark.parametrize('kernel, platform, calls', [
-  ('auto', 'tpu', True), ('auto', 'cuda', False), ('auto', 'cpu', False),
+  ('auto', 'tpu', False), ('auto', 'cuda', False), ('auto', 'cpu', False),
   ('pallas', 'tpu', True), ('pallas', 'cuda', True), ('plain', 'tpu', False)])
 def test_the_kernel_is_chosen_by_platform(kernel, platform, calls):
   query, table, target, real = arrays()

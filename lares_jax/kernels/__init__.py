@@ -1,6 +1,7 @@
 """The catalogue pass of `share` by kernels, which keep every block of scores on the chip.
 
-TODO table
+`catalogue.kernel=pallas` takes them; `auto` is plain for now: no kernel has been measured on a chip
+yet, and a kernel is to be taken unasked only where it has been shown to win.
 """
 
 import jax
@@ -52,14 +53,12 @@ def count_above(share: Share, query_MxD, real_M, target_M, low_M, high_M, hidden
 
 
 def _choose(share: Share, of_kernel, of_plain):
-  """of_kernel(module, interpreted) or of_plain(), by the machine that the code is compiled for."""
-  if share.config.kernel == 'plain':
+  """of_kernel(module, interpreted) by the machine that the code is compiled for, or of_plain()."""
+  if share.config.kernel != 'pallas':
     return of_plain()
-  kernels = {'tpu': lambda: of_kernel(tpu, False)}
-  if share.config.kernel == 'pallas':
-    kernels['cuda'] = lambda: of_kernel(gpu, False)
-    kernels['cpu'] = lambda: of_kernel(tpu, True)
-  return jax.lax.platform_dependent(**kernels, default=of_plain)
+  return jax.lax.platform_dependent(
+    tpu=lambda: of_kernel(tpu, False), cuda=lambda: of_kernel(gpu, False),
+    cpu=lambda: of_kernel(tpu, True), default=of_plain)
 
 
 def forward(kernel, interpret, share, query_MxD, target_M, real_M, bounds=(), wanted=True):
@@ -91,16 +90,16 @@ def backward(kernel, interpret, share, query_MxD, target_M, real_M, lse_M, g_lse
 
 
 def _prepare(share: Share, target_M, real_M):
-  """What kernels want to know of queries: those that count come first, filling is zero.
+  """What kernels want to know of queries: sorted by target, filling last and zero.
 
   Returns how many queries and how many rows count [2]; the targets' rows, -1 for those elsewhere;
   take(x), which puts queries in that order; put(x), which puts results back.
   """
-  order_M = jnp.argsort(~real_M)  # stable
+  items = jnp.clip(share.items - share.first, 0, share.size)
+  row_M = target_M - share.first
+  row_M = jnp.where((row_M >= 0) & (row_M < items), row_M, -1)
+  order_M = jnp.argsort(jnp.where(real_M, row_M, share.size))
   clear = lambda x: jnp.where(jnp.expand_dims(real_M, tuple(range(1, x.ndim))), x, 0)
   take = lambda x: clear(x)[order_M]
   put = lambda x: clear(jnp.zeros_like(x).at[order_M].set(x, unique_indices=True))
-  items = jnp.clip(share.items - share.first, 0, share.size)
-  row_M = (target_M - share.first)[order_M]
-  row_M = jnp.where((row_M >= 0) & (row_M < items), row_M, -1)
-  return jnp.stack([real_M.sum(), items]).astype(jnp.int32), row_M, take, put
+  return jnp.stack([real_M.sum(), items]).astype(jnp.int32), row_M[order_M], take, put

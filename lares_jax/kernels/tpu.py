@@ -28,20 +28,36 @@ def _tiles(rows: int) -> tuple[int, int]:
   return tile, tile * pl.cdiv(rows, tile)
 
 
-def _over_columns(block, item_DxK, items, body):
-  """Calls body(columns, their row_1xK, item_DxK) for each part of a block in VMEM."""
-  @pl.loop(0, item_DxK.shape[1] // COLUMNS)
-  def _(j):
-    columns = pl.ds(pl.multiple_of(j * COLUMNS, COLUMNS), COLUMNS)
-    row_1xK = jax.lax.broadcasted_iota(jnp.int32, (1, COLUMNS), 1)
-    row_1xK += block * item_DxK.shape[1] + j * COLUMNS
-    # Beyond the table's end memory holds anything.
-    body(columns, row_1xK, jnp.where(row_1xK < items, item_DxK[:, columns], 0))
+def _scalars(counts_2, row_M, tile: int, padded: int) -> jax.Array:
+  """The counts, then the first and the last row that is a target, of each tile."""
+  row_Txm = (score.pad(row_M + 1, padded) - 1).reshape(-1, tile)
+  first_T = jnp.where(row_Txm < 0, jnp.iinfo(jnp.int32).max, row_Txm).min(axis=1)
+  return jnp.concatenate([counts_2, first_T, row_Txm.max(axis=1)])
 
 
-def _forward_kernel(counts, query, item, target, *refs, config, likelihood, rank):
+def _over_columns(scalars, tile, tiles, rows, block, item_DxK, body):
+  """Calls body(near, columns, their row_1xK, item_DxK) for the parts of a block that count.
+
+  Few blocks are `near`, that is may hold a target of the tile, as queries are sorted by target.
+  """
+  queries, items, start = scalars[0], scalars[1], block * BLOCK
+  targets = (scalars[2 + tile] < start + BLOCK) & (scalars[2 + tiles + tile] >= start)
+
+  def part(near):
+    @pl.loop(0, BLOCK // COLUMNS)
+    def _(j):
+      columns = pl.ds(pl.multiple_of(j * COLUMNS, COLUMNS), COLUMNS)
+      row_1xK = jax.lax.broadcasted_iota(jnp.int32, (1, COLUMNS), 1) + (start + j * COLUMNS)
+      # Beyond the table's end memory holds anything.
+      body(near, columns, row_1xK, jnp.where(row_1xK < items, item_DxK[:, columns], 0))
+
+  for near in (False, True):
+    work = (tile * rows < queries) & (start < items) & (targets == near)
+    pl.when(work)(functools.partial(part, near))
+
+
+def _forward_kernel(scalars, query, item, target, *refs, config, likelihood, rank):
   bounds, sums = refs[: 2 * rank], refs[2 * rank :]
-  queries, items = counts[0], counts[1]
   tile, block = pl.program_id(0), pl.program_id(1)
   lanes = lambda x_mxK: [x_mxK[:, p : p + LANES] for p in range(0, COLUMNS, LANES)]
 
@@ -50,16 +66,18 @@ def _forward_kernel(counts, query, item, target, *refs, config, likelihood, rank
     for out, first in zip(sums, [score.LOWEST, 0.0, 0.0] * likelihood + [0.0] * rank):
       out[...] = jnp.full(out.shape, first)
 
-  def body(_, row_1xK, item_DxK):
+  def body(near, _, row_1xK, item_DxK):
     products_mxK = score.product(query[...], item_DxK, (1, 0), config)
-    of_target_mxK = row_1xK == target[...]
+    other_mxK = item_1xK = row_1xK < scalars[1]
+    if near:
+      other_mxK &= row_1xK != target[...]
     if rank:
       above_mxK = score.above(products_mxK, *(bound[...] for bound in bounds))
-      above_mxK = jnp.where((row_1xK < items) & ~of_target_mxK, above_mxK, 0.0)
-      sums[-1][...] += sum(lanes(above_mxK))
+      sums[-1][...] += sum(lanes(jnp.where(other_mxK, above_mxK, 0.0)))
     if likelihood:
-      sums[2][...] += sum(lanes(jnp.where(of_target_mxK, products_mxK, 0.0)))
-      products_mxK = jnp.where(row_1xK < items, products_mxK, -jnp.inf)
+      if near:
+        sums[2][...] += sum(lanes(jnp.where(row_1xK == target[...], products_mxK, 0.0)))
+      products_mxK = jnp.where(item_1xK, products_mxK, -jnp.inf)
       before_mxP = sums[0][...]
       top_mxP = functools.reduce(jnp.maximum, lanes(products_mxK), before_mxP)
       total_mxP = sums[1][...] * score.power(before_mxP, top_mxP, config)
@@ -67,9 +85,7 @@ def _forward_kernel(counts, query, item, target, *refs, config, likelihood, rank
         total_mxP += score.power(products_mxP, top_mxP, config)
       sums[0][...], sums[1][...] = top_mxP, total_mxP
 
-  @pl.when((tile * query.shape[0] < queries) & (block * item.shape[1] < items))
-  def _():
-    _over_columns(block, item, items, body)
+  _over_columns(scalars, tile, pl.num_programs(0), query.shape[0], block, item, body)
 
 
 def forward(counts_2, query_MxD, row_M, bounds, item_RxD, config, likelihood, interpret):
@@ -87,7 +103,7 @@ def forward(counts_2, query_MxD, row_M, bounds, item_RxD, config, likelihood, in
     out_shape=[jax.ShapeDtypeStruct((padded, LANES), jnp.float32)] * (3 * likelihood + rank),
     compiler_params=pltpu.CompilerParams(dimension_semantics=('parallel', 'arbitrary')),
     interpret=interpret, name='catalogue_forward',
-  )(counts_2, score.pad(query_MxD, padded, width), item_RxD.T,
+  )(_scalars(counts_2, row_M, tile, padded), score.pad(query_MxD, padded, width), item_RxD.T,
     *(score.pad(x_M[:, None], padded, 1) for x_M in (row_M, *bounds)))
   sums = [x[:rows] for x in sums]
   of_likelihood = (score.combine(*sums[:2], config, 1), sums[2].sum(axis=1)) if likelihood else ()
@@ -95,32 +111,29 @@ def forward(counts_2, query_MxD, row_M, bounds, item_RxD, config, likelihood, in
 
 
 def _backward_kernel(
-  counts, query, across, target, lse, g_lse, g_target, item, d_query, d_item, *, blocks, config):
-  queries, items = counts[0], counts[1]
+  scalars, query, across, target, lse, g_lse, g_target, item, d_query, d_item, *, blocks, config):
   step, tile = pl.program_id(1), pl.program_id(2)
   block = pl.program_id(0) * pl.num_programs(1) + step
-  inside = block < blocks  # the last part may be a block short
 
   @pl.when((step == 0) & (tile == 0))
   def _():
     d_query[...] = jnp.zeros_like(d_query)
 
-  @pl.when(inside & (tile == 0))
+  @pl.when((block < blocks) & (tile == 0))  # the last part may be a block short
   def _():
     d_item[...] = jnp.zeros_like(d_item)
 
-  def body(columns, row_1xK, item_DxK):
+  def body(near, columns, row_1xK, item_DxK):
     products_mxK = score.product(query[...], item_DxK, (1, 0), config)
     g_mxK = score.power(products_mxK, lse[...], config) * g_lse[...]
-    g_mxK = jnp.where(row_1xK < items, g_mxK, 0.0)
-    g_mxK += jnp.where(row_1xK == target[...], g_target[...], 0.0)
+    g_mxK = jnp.where(row_1xK < scalars[1], g_mxK, 0.0)
+    if near:
+      g_mxK += jnp.where(row_1xK == target[...], g_target[...], 0.0)
     rows = pl.ds(pl.multiple_of(tile * query.shape[0], LANES), query.shape[0])
     d_query[0, rows] += score.product(g_mxK, item_DxK, (1, 1), config)
     d_item[:, columns] += score.product(across[...], g_mxK, (1, 0), config)
 
-  @pl.when(inside & (tile * query.shape[0] < queries) & (block * item.shape[1] < items))
-  def _():
-    _over_columns(block, item, items, body)
+  _over_columns(scalars, tile, pl.num_programs(2), query.shape[0], block, item, body)
 
 
 def backward(counts_2, query_MxD, of_query, item_RxD, config, interpret):
@@ -152,6 +165,7 @@ def backward(counts_2, query_MxD, of_query, item_RxD, config, interpret):
       dimension_semantics=('parallel', 'arbitrary', 'arbitrary'),
       vmem_limit_bytes=16 * 2**20 + 2 * 4 * RESIDENT),
     interpret=interpret, name='catalogue_backward',
-  )(counts_2, score.pad(query_MxD, padded, width), score.pad(query_MxD, padded, width).T,
+  )(_scalars(counts_2, of_query[0], tile, padded),
+    score.pad(query_MxD, padded, width), score.pad(query_MxD, padded, width).T,
     *(score.pad(x_M[:, None], padded, 1) for x_M in of_query), item_RxD.T)
   return d_query.sum(axis=0)[:rows], d_item.T
