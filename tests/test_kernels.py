@@ -66,6 +66,11 @@ def ties(query, table, target, real):
   return query, table, np.full_like(target, target[0]), real
 
 
+def elsewhere(query, table, target, real):
+  """A third of the targets are items of other shares, before this one and after."""
+  return query, table, np.where(np.arange(M) % 3, target, FIRST - 2 + (R + 3) * (target % 2)), real
+
+
 def filling(query, table, target, real):
   """Whole tiles of it, whose content must not matter."""
   real = np.arange(M) == M - 1
@@ -78,7 +83,7 @@ def poisoned(query, table, target, real):
   return query, table, target, real
 
 
-VALUES = [ordinary, large, small, all_equal, all_zero, ties, filling, poisoned]
+VALUES = [ordinary, large, small, all_equal, all_zero, ties, elsewhere, filling, poisoned]
 
 
 def of_kernel(kernel, share, query, target, real, bounds, lse, g, h):
@@ -108,7 +113,7 @@ def passes(request):
 def test_kernel_agrees_with_the_plain_pass(passes, values):
   config, by_kernel, by_plain, gradients = passes
   query, table, target, real = values(*arrays())
-  item = table[target - FIRST]
+  item = Share(jnp.asarray(table), FIRST, ITEMS, config).lookup(target)
   score = np.asarray(pair_scores(query, item, config))
   slack = np.asarray(tie_slack(query, item, config))
   bounds = score - slack, score + slack

@@ -73,7 +73,7 @@ def _start(script: str, arguments, **environment) -> subprocess.Popen:
 
 def _finish(process: subprocess.Popen) -> str:
   out, err = process.communicate(timeout=1800)
-  assert process.returncode == 0, f'exit code {process.returncode}: {err[-3000:]}'
+  assert process.returncode == 0, f'exit code {process.returncode}: {err[:3000]}'
   return out
 
 

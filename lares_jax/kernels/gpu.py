@@ -117,13 +117,9 @@ def forward(counts_2, query_MxD, row_M, bounds, item_RxD, config, likelihood, in
 
 
 def _lookup(item_RxD, row_M, config):
-  """Items as they are multiplied, float32, zeros for row -1 (a gather costs nothing here)."""
-  item_MxD = item_RxD.at[_elsewhere(item_RxD, row_M)].get(mode='fill', fill_value=0)
+  """Items as they are multiplied, float32, zeros for row R (a gather costs nothing here)."""
+  item_MxD = item_RxD.at[row_M].get(mode='fill', fill_value=0)
   return item_MxD.astype(config.dtype).astype(jnp.float32)
-
-
-def _elsewhere(item_RxD, row_M):
-  return jnp.where(row_M < 0, len(item_RxD), row_M)  # -1 would be the last row
 
 
 def _query_kernel(counts, query, lse, item, d_query, *, plan, each, config):
@@ -157,8 +153,8 @@ def backward(counts_2, query_MxD, of_query, item_RxD, config, interpret):
   row_M, lse_M, g_lse_M, g_target_M = of_query
   # With p the softmax: d_query = g (p @ items), d_item = p.T @ (g query).
   scaled_MxD = (query_MxD * g_lse_M[:, None]).astype(config.dtype)
-  of_target = _elsewhere(item_RxD, row_M), g_target_M[:, None] * query_MxD
   d_target_MxD = g_target_M[:, None] * _lookup(item_RxD, row_M, config)
+  of_target_MxD = g_target_M[:, None] * query_MxD
   plan = _Plan.of(width, config.dtype)
   query_MxD, scaled_MxD, lse_M, item_RxD = map(
     plan.pad, (query_MxD, scaled_MxD, lse_M, item_RxD.astype(config.dtype)))
@@ -179,4 +175,4 @@ def backward(counts_2, query_MxD, of_query, item_RxD, config, interpret):
     out_shape=jax.ShapeDtypeStruct(item_RxD.shape, jnp.float32),
   )(counts_2, query_MxD, scaled_MxD, lse_M, item_RxD)
   d_query_MxD = g_lse_M[:, None] * d_query.sum(axis=0)[:rows, :width] + d_target_MxD
-  return d_query_MxD, d_item_RxD[:size, :width].at[of_target[0]].add(of_target[1], mode='drop')
+  return d_query_MxD, d_item_RxD[:size, :width].at[row_M].add(of_target_MxD, mode='drop')

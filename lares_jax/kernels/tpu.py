@@ -30,9 +30,8 @@ def _tiles(rows: int) -> tuple[int, int]:
 
 def _scalars(counts_2, row_M, tile: int, padded: int) -> jax.Array:
   """The counts, then the first and the last row that is a target, of each tile."""
-  row_Txm = (score.pad(row_M + 1, padded) - 1).reshape(-1, tile)
-  first_T = jnp.where(row_Txm < 0, jnp.iinfo(jnp.int32).max, row_Txm).min(axis=1)
-  return jnp.concatenate([counts_2, first_T, row_Txm.max(axis=1)])
+  row_Txm = jnp.pad(row_M, (0, padded - len(row_M)), mode='edge').reshape(-1, tile)
+  return jnp.concatenate([counts_2, row_Txm[:, 0], row_Txm[:, -1]])
 
 
 def _over_columns(scalars, tile, tiles, rows, block, item_DxK, body):

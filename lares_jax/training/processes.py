@@ -9,6 +9,8 @@ from typing import Any
 
 import jax
 import numpy as np
+import orbax.checkpoint  # noqa: F401  defines the flag that _join sets
+from absl import flags
 from jax.experimental import multihost_utils
 
 from lares_jax.errors import InputError
@@ -48,6 +50,10 @@ def _join(wanted: str) -> None:
   by_hand = re.fullmatch(r'(\d+)/(\d+)@(\S+:\d+)', wanted)
   if not by_hand and wanted != 'auto':
     raise InputError(f'{VARIABLE}={wanted}: use auto, or process/processes@host:port')
+  # Collectives on CPUs are matched by order of arrival: were two programs under way at once, or a
+  # program and a checkpoint's barrier, the processes could answer each other's calls crosswise.
+  jax.config.update('jax_cpu_enable_async_dispatch', False)
+  flags.FLAGS['experimental_orbax_use_distributed_barrier'].value = True
   try:
     where: dict[str, Any] = {}
     if by_hand:
