@@ -3,6 +3,10 @@
     python -m lares_jax.compare --config=configs/compare_beauty.py --workdir=runs/compare_beauty \
         --config.data_path=../shared/data/beauty.txt
     python -m lares_jax.compare --config=configs/compare_beauty.py:main ...      # no ablations
+
+Not here: TedRec and HSTU with times, for this log has neither titles nor times (rows of
+compare_ml100k.py); BERT4Rec, which needs masked rows, a mask item and bidirectional attention of its
+own, and with an exact softmax is a SASRec that takes many times as long to train.
 """
 
 import ml_collections
@@ -11,26 +15,47 @@ from configs import beauty
 
 ALL = 'pretrain,select,posttrain'
 PREFIX = {'data.rows': 'prefix', 'pretrain.train.batch_rows': 1024}  # a row sees all of itself
+PAIRS = {'pretrain.train.pairs': 512}
 
-# What each row changes in the recipe's depth-0 backbone, or in LARES.
-BASELINES = {
-  'sasrec': {},
-  'sasrec_equal_parameters': {'model.pre_layers': 4},
-  'sasrec_equal_compute': {'model.pre_layers': 10},  # as many layers as depth 4 applies, untied
+BACKBONES = {
   'hstu': {'model.backbone.name': 'hstu'},
   'gru4rec': {'model.backbone.name': 'gru'},
   'fmlp': {'model.backbone.name': 'fmlp', **PREFIX},
   'bsarec': {'model.backbone.name': 'bsarec', **PREFIX},
 }
+REAREC = {'model.core_layers': 1, 'model.thoughts': 2, 'depth.mean': 2,  # 2 steps, as published
+          'depth.distribution': 'constant', 'evaluate.depths': (1, 2), **PAIRS}
+# What each row changes in the recipe's depth-0 backbone, or in LARES.
+BASELINES = {
+  'sasrec': {},
+  'sasrec_equal_parameters': {'model.pre_layers': 4},
+  'sasrec_equal_compute': {'model.pre_layers': 10},  # as many layers as depth 4 applies, untied
+  **BACKBONES,
+  'duorec': {'pretrain.loss.alpha': 0.1, 'pretrain.loss.gamma': 0.1,
+             'pretrain.loss.gamma_view': 'dropout', **PAIRS},
+  'rearec_erl': {'model.reasoner': 'erl', **REAREC},
+  'rearec_prl': {'model.reasoner': 'prl', **REAREC},
+}
+CONSTANT = {'depth.distribution': 'constant'}
+BOTH = {'pretrain.loss.alpha': 0.1, 'pretrain.loss.gamma': 0.1, **PAIRS}
+# Of phase one, in the recipe; without phase two the recipe is the row lares_phase_one.
 ABLATIONS = {
-  'combine_concat': {'model.combine': 'concat'},
-  'combine_gated': {'model.combine': 'gated'},
-  'initial_zero': {'model.initial': 'zero'},
-  'initial_normal_zero': {'model.initial': 'normal_zero'},
+  'both_alignments': BOTH,
+  'no_trajectory_alignment': {**BOTH, 'pretrain.loss.alpha': 0.0},
+  'no_step_alignment': {**BOTH, 'pretrain.loss.gamma': 0.0},
+  'no_alignment': {'pretrain.loss.alpha': 0.0, 'pretrain.loss.gamma': 0.0},
+  'no_early_steps': {'pretrain.loss.early': 0.0},
   'no_pre_block': {'model.pre_layers': 0},
-  'depth_constant': {'depth.distribution': 'constant'},
-  'depth_uniform': {'depth.distribution': 'uniform'},
-  'depth_poisson': {'depth.distribution': 'poisson'},
+  **{f'combine_{name}': {'model.combine': name} for name in ('add', 'concat', 'gated')},
+  **{f'initial_{name}': {'model.initial': name} for name in ('normal', 'zero', 'normal_zero')},
+  **{f'depth_{law}': {'depth.distribution': law}
+     for law in ('poisson_lognormal', 'poisson', 'poisson_bounded', 'uniform', 'constant')},
+  'last_token_only': {'model.refine': 'last'},
+  # Weights of their own for each step; at depth 4 every block is used once. Beside depth_constant.
+  'untied_equal_compute': {'model.core_blocks': 4, **CONSTANT, 'depth.mean': 4,
+                           'evaluate.depths': (4,)},
+  'untied_equal_parameters': {'model.core_blocks': 2, 'model.core_layers': 1, **CONSTANT,
+                              'depth.mean': 2, 'evaluate.depths': (2,)},
 }
 
 
@@ -40,14 +65,20 @@ def get_config(variant: str = ''):
   return table(beauty.get_config, ablations=not variant)
 
 
-def table(recipe, ablations: bool):
-  """The comparison of whatever `recipe('')` and `recipe('plain')` give."""
-  runs = {name: {'config': _changed(recipe('plain'), changes)} for name, changes in BASELINES.items()}
+def table(recipe, ablations: bool, more=()):
+  """The comparison of whatever `recipe('')` and `recipe('plain')` give; `more` are backbones."""
+  baselines, backbones = {**BASELINES, **dict(more)}, {**BACKBONES, **dict(more)}
+  runs = {name: {'config': _changed(recipe('plain'), changes)} for name, changes in baselines.items()}
   runs['lares'] = {'config': _changed(recipe(''), {'phases': ALL})}
   runs['lares_phase_one'] = {'of': 'lares', 'phase': 'pretrain'}
   runs['lares_phase_two'] = {'of': 'lares', 'phase': 'posttrain', 'against': 'lares_phase_one'}
-  for name, changes in ABLATIONS.items() if ablations else ():
-    runs[name] = {'config': _changed(recipe(''), changes), 'against': 'lares_phase_one', 'seeds': (0,)}
+  if ablations:
+    for name, changes in backbones.items():  # the plug-in: each backbone under LARES
+      runs[f'lares_{name}'] = {'config': _changed(recipe(''), changes), 'against': name, 'seeds': (0,)}
+    for name, changes in ABLATIONS.items():
+      config = _changed(recipe(''), changes)
+      if config != recipe(''):  # else it is the row lares_phase_one itself
+        runs[name] = {'config': config, 'against': 'lares_phase_one', 'seeds': (0,)}
   config = ml_collections.ConfigDict(
     {'reference': 'sasrec', 'seeds': (0, 1, 2), 'data_path': '', 'resamples': 1999})
   config.runs = ml_collections.ConfigDict(runs, sort_keys=False)  # the order of the table

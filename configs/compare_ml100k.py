@@ -1,14 +1,25 @@
-"""The same comparison on MovieLens 100K.
+"""The same comparison on MovieLens 100K, with times, and with TedRec where it has text to read.
 
     python -m lares_jax.compare --config=configs/compare_ml100k.py --workdir=runs/compare_ml100k \
         --config.data_path=../shared/data/ml-100k.inter
+
+    python -m lares_jax.prepare --input=../shared/data/ml-100k.inter --output=runs/ml100k
+    python -m lares_jax.data.text --data=runs/ml100k --input=../shared/data/ml-100k.item \
+        --item=item_id --title=movie_title --encoder=words
+    python -m lares_jax.compare --config=configs/compare_ml100k.py:text --workdir=runs/compare_ml100k \
+        --config.data_path=runs/ml100k
 """
 
 from configs import compare_beauty, lares
 
+TIMES = {'hstu_times': {'model.backbone.name': 'hstu', 'model.backbone.times': True}}
+TEXT = {'tedrec': {'model.fusion.name': 'tedrec', 'model.fusion.text_width': 128,  # of --encoder=words
+                   'catalogue.similarity': 'cos', 'catalogue.tau': 0.07, **compare_beauty.PREFIX}}
+
 
 def get_config(variant: str = ''):
-  if variant not in ('', 'main'):
-    raise ValueError(f'{variant}: use no variant, or main')
+  if variant not in ('', 'main', 'text'):
+    raise ValueError(f'{variant}: use no variant, main or text')
   recipe = lambda kind: lares.plain(lares.get_config()) if kind == 'plain' else lares.get_config()
-  return compare_beauty.table(recipe, ablations=not variant)
+  more = {**TIMES, **TEXT} if variant == 'text' else TIMES
+  return compare_beauty.table(recipe, variant != 'main', more)

@@ -1,6 +1,6 @@
 """Catalogues too large to score at once: 10^7 items on one machine's CPU, 10^8 on a slice of TPUs.
 
-    python -m configs.large_catalogue runs/large.parquet              # makes up a log, one minute
+    python -m configs.large_catalogue runs/large.parquet [items]      # makes up a log, one minute
     python -m lares_jax.main --config=configs/large_catalogue.py --workdir=runs/large \
         --config.data.path=runs/large.parquet                         # five steps and an evaluation
     python -m lares_jax.study compile --config=configs/large_catalogue.py:slice --items=100000000 \
@@ -21,7 +21,7 @@ def get_config(variant: str = ''):
   config.pretrain.train.patience = 0
   config.evaluate.depths = (4,)
   if variant == 'slice':
-    config.mesh.catalogue = 4
+    config.mesh.catalogue = 16
     config.pretrain.train.batch_rows = 256
     config.catalogue.dtype = 'bfloat16'
   elif variant:
@@ -43,4 +43,4 @@ def write_log(path: str, items: int = 10_000_000, users: int = 500) -> None:
 
 
 if __name__ == '__main__':
-  write_log(sys.argv[1])
+  write_log(sys.argv[1], *map(int, sys.argv[2:3]))

@@ -15,6 +15,7 @@ Each figure is the median of the rounds, after a warm-up that compiles. Depth is
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
 import resource
@@ -65,7 +66,8 @@ def main(argv: list[str]) -> None:
     if _JSON.value:
       print(json.dumps(rows))
     return
-  makers = {'packed': packed, 'prefix': prefix, 'posttrain': posttrain, 'evaluate': evaluate}
+  makers = {'packed': lambda config: _pretraining('packed', config), 'prefix': prefix,
+            'posttrain': posttrain, 'evaluate': evaluate}
   unknown = [w for w in _WHAT.value if w not in makers]
   if unknown:
     raise InputError(f'--what={unknown[0]}: use some of {", ".join(makers)}')
@@ -101,14 +103,10 @@ def _figures(variant: Variant) -> dict[str, Any]:
 
 def _training(name: str, unit: str, experiment: Experiment, phase: loop.Phase, draw) -> Variant:
   """A variant that takes real steps of a phase, one compiled program for all of them."""
-  mesh = experiment.mesh
   state = state_lib.create(experiment.init_params(), phase.optimizer, 0.0)
-
-  def step_of(state, reference, batch, draw):
-    return state_lib.train_step(state, reference, batch, draw, objective=phase.objective,
-                                optimizer=phase.optimizer, seed=0, ema=0.0)
-
-  put = lambda step: sharding.put_batch(phase.batches.batch(step), mesh)
+  step_of = functools.partial(
+    state_lib.train_step, objective=phase.objective, optimizer=phase.optimizer, seed=0, ema=0.0)
+  put = lambda step: sharding.put_batch(phase.batches.batch(step), experiment.mesh)
   compiled = jax.jit(step_of, donate_argnums=0).lower(state, phase.reference, put(0), draw).compile()
   step = 0
 
@@ -127,10 +125,6 @@ def _pretraining(name: str, config: Config) -> Variant:
   draw = phase.objective.draw(np.random.default_rng(0))
   fixed = draw._replace(depth=np.int32(_DEPTH.value if config.depth.mean else 0), pick=np.int32(1))
   return _training(name, 'targets', experiment, phase, fixed)
-
-
-def packed(config: Config) -> Variant:
-  return _pretraining('packed', config)
 
 
 def prefix(config: Config) -> Variant:

@@ -6,7 +6,8 @@
 Each run goes to WORKDIR/NAME/seed_SEED. What is finished is left alone; stopped by a signal or killed,
 the same command goes on where it was. The table is printed and written to WORKDIR/compare.md, .csv
 and .json: the test at the depth chosen on validation, what it costs, and the difference in NDCG@10
-from the row it stands against, with interval and p-value (see significance.py). A config names
+from the row it stands against, with interval and p-value (see significance.py). The last row is
+popularity in training. A config names
 
     runs        name -> config (of another config file), or of=NAME to look at that row's runs again;
                 phase=pretrain or posttrain to test that phase, not the better one on validation;
@@ -29,13 +30,11 @@ from ml_collections import config_flags
 
 from lares_jax import comparison, metrics, report, significance
 from lares_jax.comparison import Plan
-from lares_jax.data.rows import Rows
 from lares_jax.errors import InputError, front_door
 from lares_jax.experiment import Experiment, write_aside, write_json
 from lares_jax.model.lares import GIVEN
-from lares_jax.studies import flops
+from lares_jax.studies.cost import flops_per_user
 from lares_jax.training import loop, processes
-from lares_jax.training.evaluation import user_vectors
 from lares_jax.training.log import training_seconds
 
 _CONFIG = config_flags.DEFINE_config_file('config', help_string='A file configs/compare_*.py.')
@@ -43,6 +42,7 @@ _WORKDIR = flags.DEFINE_string('workdir', None, 'Where runs and table go.')
 
 COLUMNS = ('recall@10', 'ndcg@10', 'mrr')
 HISTORIES = ('ranked', 'removed')
+_NOTHING = dict.fromkeys(('against', 'difference', 'relative', 'low', 'high', 'p', 'p_holm'))
 
 
 def main(argv: list[str]) -> int:
@@ -79,12 +79,29 @@ def compare(plan: Plan, experiments: Mapping[str, Sequence[Experiment]]) -> list
         line[f'{key}_std'] = float(mean_S.std(ddof=1)) if len(runs) > 1 else None
       block.append({**line, **cost[name], **_difference(plan, name, scores)})
       bar.update()
+    block.append(_popularity(experiments[plan.reference][0], history))
     tested = [line for line in block if line['p'] is not None]
     for line, p in zip(tested, significance.holm([line['p'] for line in tested])):
       line['p_holm'] = p
     lines += block
   bar.close()
   return lines
+
+
+def _popularity(experiment: Experiment, history: str) -> dict[str, Any]:
+  """The line of ranking by occurrences in training; items are numbered that way."""
+  store = experiment.store
+  user_M, index_M = store.targets('test')
+  rank_M = store.items_N[index_M].astype(float)
+  for m, (first, end) in enumerate(zip(store.offsets[user_M], index_M) if history == 'removed' else ()):
+    hidden = np.unique(store.items_N[first:end])
+    rank_M[m] = store.num_items - 1 if rank_M[m] in hidden else rank_M[m] - (hidden < rank_M[m]).sum()
+  value_M = metrics.per_user(rank_M, (10,))
+  nothing = dict.fromkeys(('parameters', 'parameters_without_items', 'training_seconds',
+                           'flops_per_user'), 0)
+  return {'run': 'popularity', 'history': history, 'seeds': 1, 'depth': '', **nothing, **_NOTHING,
+          **{key: float(value_M[key].mean()) for key in COLUMNS},
+          **{f'{key}_std': None for key in COLUMNS}}
 
 
 def _ranks(experiment: Experiment, phase: str) -> tuple[str, Mapping[str, np.ndarray]]:
@@ -108,7 +125,7 @@ def _scores(runs: Sequence[Experiment], phase: str, history: str) -> dict[str, n
 def _difference(plan: Plan, name: str, scores) -> dict[str, Any]:
   other = plan.against(name)
   if other == name:
-    return dict.fromkeys(('against', 'difference', 'relative', 'low', 'high', 'p', 'p_holm'))
+    return _NOTHING
   mine, theirs = scores[name]['ndcg@10'], scores[other]['ndcg@10']
   found = significance.difference(mine, theirs, same_runs=plan.source(name) == plan.source(other),
                                   resamples=plan.resamples)
@@ -129,18 +146,6 @@ def _cost(runs: Sequence[Experiment], phase: str) -> dict[str, Any]:
           'parameters_without_items': others,
           'training_seconds': float(np.mean([training_seconds(e.workdir, phases) for e in runs])),
           'flops_per_user': float(np.mean([by_depth[depth] for depth in depths]))}
-
-
-def flops_per_user(experiment: Experiment, depth: int) -> float:
-  """Of matrix products, to read one history of `max_history` items and score the whole catalogue."""
-  e = experiment
-  size = e.config.data.max_history
-  nothing_1xL = np.zeros((1, size), np.int32)
-  rows = Rows(nothing_1xL, np.arange(size)[None], nothing_1xL, nothing_1xL == 0, nothing_1xL)
-  encode = lambda params: user_vectors(
-    e.model, params, rows, np.full((1, 1), size - 1), jax.random.key(0), (depth,))
-  encoding = flops.count(jax.jit(encode).trace(e.abstract_params).jaxpr.jaxpr, 1.0)
-  return encoding + 2.0 * e.store.num_items * e.config.model.backbone.width
 
 
 def write(plan: Plan, lines: list[dict[str, Any]], workdir: pathlib.Path) -> None:

@@ -60,11 +60,10 @@ def plan_of(config: Mapping[str, Any] | None) -> Plan:
   except OSError as error:
     raise InputError(f'--config: {error}') from None
   for name, given in dict(values.pop('runs', {})).items():
-    fields = dict(given.items())
+    where, fields = f'config.runs.{name}', dict(given.items())
     own = fields.pop('config', None)
-    row = config_lib.typed(fields, Row, f'config.runs.{name}')
-    typed = config_lib.typed(own, Config, f'config.runs.{name}.config') if own is not None else None
-    runs[name] = dataclasses.replace(row, config=typed)
+    typed = None if own is None else config_lib.typed(own, Config, f'{where}.config')
+    runs[name] = dataclasses.replace(config_lib.typed(fields, Row, where), config=typed)
   plan = dataclasses.replace(config_lib.typed(values, Plan), runs=runs)
   _check(plan)
   return plan
@@ -102,10 +101,10 @@ def start(plan: Plan, workdir: pathlib.Path) -> dict[str, list[Experiment]]:
       out[name] = [
         Experiment.start(dataclasses.replace(row.config, seed=seed, data=data),
                          str(workdir / name / f'seed_{seed}')) for seed in plan.seeds_of(name)]
-  prints = {name: runs[0].store.fingerprint for name, runs in out.items()}
-  for name, fingerprint in prints.items():
-    if fingerprint != next(iter(prints.values())):
-      raise InputError(f'config.runs.{name} reads another data set than {next(iter(prints))}; '
+  first = next(iter(out))
+  for name, (one, *_) in out.items():
+    if one.store.fingerprint != out[first][0].store.fingerprint:
+      raise InputError(f'config.runs.{name} reads another data set than {first}; '
                        'give all one with --config.data_path')
   return {name: out[plan.source(name)] for name in plan.runs}
 

@@ -20,6 +20,7 @@ from lares_jax.model.depth import DepthConfig
 from lares_jax.model.lares import ModelConfig
 from lares_jax.objectives.posttrain import PosttrainConfig
 from lares_jax.objectives.pretrain import PretrainConfig
+from lares_jax.objectives.rearec import RearecConfig
 from lares_jax.prepare import PrepareOptions
 from lares_jax.training.evaluation import EvaluationConfig
 from lares_jax.training.optimizer import OptimizerConfig
@@ -63,6 +64,7 @@ class SelectConfig:
 @dataclasses.dataclass(frozen=True)
 class PretrainPhase:
   loss: PretrainConfig = PretrainConfig()
+  rearec: RearecConfig = RearecConfig()  # takes its place where model.reasoner is erl or prl
   train: TrainConfig = TrainConfig()
 
 
@@ -72,7 +74,7 @@ class PosttrainPhase:
   loss: PosttrainConfig = PosttrainConfig()
   train: TrainConfig = TrainConfig()
   dropout: float = 0.1  # of the core-block; and of embedding and pre-block below
-  outer_dropout: float = 0.1  # 0 runs the pre-block once a history instead of once a rollout
+  outer_dropout: float = 0.1  # and of text; 0 runs the pre-block once a history, not once a rollout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +103,16 @@ class Config:
     if self.data.rows == 'packed' and not self.model.causal:
       raise InputError('data.rows=packed: this backbone or fusion sees the whole row; '
                        'set data.rows=prefix')
+    if self.model.reasoner != 'lares':
+      self._check_rearec()
+
+  def _check_rearec(self):
+    most = self.model.thoughts
+    if self.depth.mean != most or max(self.evaluate.depths) > most or 'posttrain' in self.phase_list:
+      raise InputError(f'model.reasoner={self.model.reasoner} thinks model.thoughts={most} times: set '
+                       'depth.mean to this, evaluate.depths to no more, and leave out posttrain')
+    if self.catalogue.similarity != 'dot':  # divergence and temperatures take scores as linear
+      raise InputError(f'model.reasoner={self.model.reasoner}: needs catalogue.similarity=dot')
 
   @property
   def phase_list(self) -> list[str]:

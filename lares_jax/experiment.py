@@ -16,14 +16,16 @@ from lares_jax import config as config_lib
 from lares_jax import metrics
 from lares_jax.catalogue import Catalogue
 from lares_jax.config import Config
-from lares_jax.data import synthetic
-from lares_jax.data.batches import TrainBatches
+from lares_jax.data import synthetic, text
+from lares_jax.data.batches import Clock, TrainBatches
 from lares_jax.data.store import Store
 from lares_jax.errors import InputError
 from lares_jax.model.lares import Lares
+from lares_jax.model.rearec import ReaRec
 from lares_jax.negatives import Popularity
 from lares_jax.objectives.posttrain import Posttrain
 from lares_jax.objectives.pretrain import Pretrain
+from lares_jax.objectives.rearec import Rearec
 from lares_jax.prepare import PrepareOptions, prepared
 from lares_jax.training import optimizer, processes, sharding
 from lares_jax.training.checkpoint import Checkpoints, abstract
@@ -46,10 +48,14 @@ class Experiment:
     """Opens or makes the workdir.
 
     Raises:
-      InputError: the workdir holds a run of another config or data set.
+      InputError: the workdir holds a run of another config or data set, or the data set lacks
+        what the model reads.
     """
     experiment = cls(config, pathlib.Path(workdir).absolute())
     mine = {'config': dataclasses.asdict(config), 'data': experiment.store.fingerprint}
+    _ = experiment.clock
+    if config.model.fusion.name != 'none':
+      mine['text'] = text.fingerprint(experiment.store, config.model.fusion.text_width)
     mine = json.loads(json.dumps(mine))  # tuples as lists, as they will be read back
     file = experiment.workdir / 'config.json'
     if file.exists():
@@ -82,6 +88,10 @@ class Experiment:
     return store
 
   @functools.cached_property
+  def clock(self) -> Clock:
+    return Clock.of(self.store) if self.config.model.backbone.times else Clock()
+
+  @functools.cached_property
   def mesh(self) -> jax.sharding.Mesh:
     return sharding.build(self.config.mesh)
 
@@ -92,7 +102,8 @@ class Experiment:
 
   def _model(self, **changes) -> Lares:
     config = dataclasses.replace(self.config.model, **changes)
-    return Lares(config, self.catalogue.rows, self.catalogue.lookup)
+    kind = Lares if config.reasoner == 'lares' else ReaRec
+    return kind(config, self.catalogue.rows, self.catalogue.lookup)
 
   @functools.cached_property
   def catalogue(self) -> Catalogue:
@@ -103,7 +114,7 @@ class Experiment:
   @functools.cached_property
   def evaluator(self) -> Evaluator:
     c = self.config
-    return Evaluator(self.store, self.model, self.catalogue, c.data, c.evaluate, self.mesh)
+    return Evaluator(self.store, self.model, self.catalogue, c.data, c.evaluate, self.mesh, self.clock)
 
   @property
   def depths(self) -> tuple[int, ...]:
@@ -111,21 +122,28 @@ class Experiment:
     return self.config.evaluate.depths if self.config.depth.mean else (0,)
 
   def init_params(self) -> Any:
-    """Fresh parameters, born where they live."""
-    rows = TrainBatches(self.store, self.config.data, 1, 0, 0).batch(0).rows
+    """Fresh parameters, born where they live, and those that the data set gives.
 
-    def init(key):
-      z0 = np.zeros((*rows.item_BxL.shape, self.config.model.backbone.width), np.float32)
-      return self.model.init(key, rows, z0, 1, cap=1)['params']
-
-    shapes = jax.eval_shape(init, jax.random.key(0))
-    places = sharding.of_tree(shapes, self.mesh)
-    return jax.jit(init, out_shardings=places)(jax.random.key(self.config.seed))
+    Raises:
+      InputError: the model reads text embeddings, and the data set has none that fit.
+    """
+    places = jax.tree.map(lambda x: x.sharding, self.abstract_params)
+    params = jax.jit(self._init, out_shardings=places)(jax.random.key(self.config.seed))
+    if 'text' in params:
+      table_RxW = text.load(self.store, self.config.model.fusion.text_width, self.catalogue.rows)
+      params['text'] = jax.make_array_from_callback(
+        table_RxW.shape, places['text'], lambda index: table_RxW[index])
+    return params
 
   @functools.cached_property
   def abstract_params(self) -> Any:
-    shapes = jax.eval_shape(self.init_params)
+    shapes = jax.eval_shape(self._init, jax.random.key(0))
     return abstract(shapes, sharding.of_tree(shapes, self.mesh))
+
+  def _init(self, key) -> Any:
+    rows = TrainBatches(self.store, self.config.data, 1, 0, 0, clock=self.clock).batch(0).rows
+    z0 = np.zeros((*rows.item_BxL.shape, self.config.model.backbone.width), np.float32)
+    return self.model.init(key, rows, z0, 1, cap=1)['params']
 
   def best(self, phase: str) -> tuple[Any, dict[str, float], int]:
     """(parameters, validation metrics, step) of a phase's best checkpoint."""
@@ -154,10 +172,15 @@ class Experiment:
 
   def pretraining(self) -> Phase:
     c = self.config
-    objective = Pretrain(self.model, self.catalogue, c.depth, c.pretrain.loss)
+    objective: Pretrain | Rearec = Pretrain(self.model, self.catalogue, c.depth, c.pretrain.loss)
+    if isinstance(self.model, ReaRec):
+      objective = Rearec(self.model, self.catalogue, c.pretrain.rearec)
     train = c.pretrain.train
+    if objective.aligns and not train.pairs:
+      raise InputError('pretrain.train.pairs=0, but a term of the loss compares pairs: say how many '
+                       'a step, or set its weight (pretrain.loss.alpha, .gamma; .rearec.contrast) to 0')
     pairs = train.pairs if objective.aligns else 0
-    batches = TrainBatches(self.store, c.data, train.batch_rows, pairs, c.seed)
+    batches = TrainBatches(self.store, c.data, train.batch_rows, pairs, c.seed, clock=self.clock)
     return self._phase('pretrain', objective, batches, train)
 
   def posttraining(self, reference, kept_N: np.ndarray | None) -> Phase:
@@ -166,10 +189,11 @@ class Experiment:
     if not c.depth.mean:
       raise InputError('phases: posttrain needs a model that reasons; set depth.mean above 0')
     p = c.posttrain
+    fusion = dataclasses.replace(c.model.fusion, dropout=p.outer_dropout)
     model = self._model(embed_dropout=p.outer_dropout, pre_dropout=p.outer_dropout,
-                        core_dropout=p.dropout)
+                        core_dropout=p.dropout, fusion=fusion)
     objective = Posttrain(model, self.catalogue, c.depth, p.loss)
-    batches = TrainBatches(self.store, c.data, p.train.batch_rows, 0, c.seed + 1, kept_N)
+    batches = TrainBatches(self.store, c.data, p.train.batch_rows, 0, c.seed + 1, kept_N, self.clock)
     return self._phase('posttrain', objective, batches, p.train, reference=reference,
                        validate_first=True)
 
@@ -191,8 +215,8 @@ def built_in(cache: str) -> str:
 def _check_same(mine: dict, theirs: dict, workdir: pathlib.Path) -> None:
   differing = _differing(mine['config'], theirs['config'])
   differing = [d for d in differing if not d.startswith(_FREE)]
-  if mine['data'] != theirs['data']:
-    differing.append('the data set')
+  differing += [f'the {what}' for key, what in (('data', 'data set'), ('text', 'text embeddings'))
+                if mine.get(key) != theirs.get(key)]
   if differing:
     raise InputError(f'{workdir} holds another run; differing: {", ".join(differing)}. '
                      'Choose another --workdir, or delete this one')

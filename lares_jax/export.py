@@ -16,6 +16,7 @@ A narrow table makes a smaller file; the program widens it when it runs.
 import dataclasses
 import hashlib
 import json
+import operator
 import os
 import pathlib
 import shutil
@@ -35,7 +36,7 @@ from lares_jax.catalogue import Catalogue
 from lares_jax.data.rows import Rows
 from lares_jax.errors import InputError, front_door
 from lares_jax.experiment import Experiment, write_json
-from lares_jax.model.lares import Lares, at_places
+from lares_jax.model.lares import at_places
 from lares_jax.recommender import MAX_DEPTH, Recommender, encode, opened
 from lares_jax.scoring import comparable
 
@@ -135,7 +136,7 @@ def serialized(recommender: Recommender, params: dict[str, np.ndarray], platform
   """The program of the artifact; see the head of this file."""
   scoring = dataclasses.replace(recommender.catalogue.config, tile=_MAX_BATCH)
   catalogue = Catalogue(scoring, recommender.catalogue.items)
-  model = Lares(recommender.model.config, catalogue.items)
+  model = recommender.model.clone(items=catalogue.items, lookup=operator.getitem)
 
   def program(params, history_BxL, hidden_BxH, depth):
     tree, real_BxL = model_params(params), history_BxL >= 0

@@ -18,7 +18,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -26,44 +26,56 @@ from absl import flags, logging
 from tqdm import tqdm
 
 from lares_jax.data import audit, formats, store
-from lares_jax.data.log import Log, compact, k_core, read, without_repeats, without_short
+from lares_jax.data.log import Log, compact, core, read, repeats
 from lares_jax.data.store import PARTS, Store
 from lares_jax.errors import InputError, front_door
 
-_CHOICES = {
-  'format': ('auto', *formats.FORMATS),
-  'duplicates': ('keep', 'first', 'last'),
-  'split': ('leave_one_out', 'global_time'),
-  'bad_rows': ('stop', 'skip'),
-}
+
+def _option(default: Any, says: str, *choices: str) -> Any:
+  """A field of the options; as a flag it says what it is for."""
+  return dataclasses.field(default=default, metadata={'help': says, 'choices': choices})
 
 
 @dataclasses.dataclass(frozen=True)
 class PrepareOptions:
-  """How to prepare a log; `--help` says what each field means."""
+  """How to prepare a log."""
 
-  format: str = 'auto'
-  user: str = ''
-  item: str = ''
-  time: str = ''
-  rating: str = ''
-  k_core: int = 0
-  min_rating: float | None = None
-  duplicates: str = 'keep'
-  max_history: int = 0
-  tie_break: str = 'file_order'
-  split: str = 'leave_one_out'
-  cuts: tuple[float, ...] = ()
-  fractions: tuple[float, ...] = (0.1, 0.1)
-  bad_rows: str = 'stop'
-  min_length: int = 3
+  format: str = _option(
+    'auto', 'Of the input; auto goes by name and first line, and says what it took.',
+    'auto', *formats.FORMATS)
+  user: str = _option('', 'Column of user ids, where the format leaves it open.')
+  item: str = _option('', 'Column of item ids.')
+  time: str = _option('', 'Column of times; without one, file order is time order.')
+  rating: str = _option('', 'Column of ratings, for --min_rating.')
+  k_core: int = _option(0, 'Drop users and items with fewer interactions, again and again; 0: none.')
+  min_rating: float | None = _option(None, 'Drop interactions rated lower.')
+  duplicates: str = _option(
+    'keep', "Of a user's interactions with the same item, keep all, the first or the last.",
+    'keep', 'first', 'last')
+  max_history: int = _option(0, "Keep each user's latest training interactions only; 0: all.")
+  tie_break: str = _option('file_order', 'Column that orders interactions of equal time.')
+  split: str = _option('leave_one_out', 'A log that comes split stays so under leave_one_out.',
+                       'leave_one_out', 'global_time')
+  cuts: tuple[float, ...] = _option((), 'global_time: when validation begins and when test begins.')
+  fractions: tuple[float, ...] = _option(
+    (0.1, 0.1), 'global_time without cuts: shares of interactions in validation and test.')
+  bad_rows: str = _option(
+    'stop', 'At a faulty row, stop and say which, or skip and count.', 'stop', 'skip')
+  min_length: int = _option(3, 'leave_one_out: users with fewer interactions are dropped and counted.')
 
   def __post_init__(self) -> None:
-    for name, choices in _CHOICES.items():
-      if getattr(self, name) not in choices:
-        raise InputError(f'--{name}={getattr(self, name)}: choose one of {", ".join(choices)}')
+    for field in dataclasses.fields(self):
+      value, choices = getattr(self, field.name), field.metadata['choices']
+      if choices and value not in choices:
+        raise InputError(f'--{field.name}={value}: choose one of {", ".join(choices)}')
+      if isinstance(value, int) and value < 0:
+        raise InputError(f'--{field.name}={value}: use 0 or more')
     for name in ('cuts', 'fractions'):
-      object.__setattr__(self, name, tuple(getattr(self, name)))
+      given = getattr(self, name)
+      try:
+        object.__setattr__(self, name, tuple(map(float, given)))
+      except ValueError:
+        raise InputError(f'--{name}={",".join(given)}: not numbers') from None
     if self.cuts and (len(self.cuts) != 2 or self.cuts[0] > self.cuts[1]):
       raise InputError(f'--cuts={self.cuts}: give two times, the earlier first')
     if len(self.fractions) != 2 or min(self.fractions) < 0 or sum(self.fractions) >= 1:
@@ -99,7 +111,11 @@ def prepare(
       'time_scale': log.time_scale,
       'left_out': left_out,
     }
-    opened = _write(directory, log, size_Ux3, meta)
+    valid_start_U = log.offsets[:-1] + size_Ux3[:, 0]
+    opened = store.write(
+      directory, items_N=log.rows['item'].to_numpy(), times_N=_times(log), offsets=log.offsets,
+      valid_start_U=valid_start_U, test_start_U=valid_start_U + size_Ux3[:, 1],
+      user_ids=log.user_ids, item_ids=log.item_ids, meta=meta)
     del log
     bar.update()
     bar.set_description('audit')
@@ -135,8 +151,7 @@ def prepared(path: str, options: PrepareOptions, cache_dir: str | os.PathLike[st
 def _read(
   sources: list[formats.Source], options: PrepareOptions, done: Callable[[], object]
 ) -> tuple[Log, Counter[str]]:
-  names = {role: getattr(options, role) for role in ('user', 'item', 'time')}
-  names = {role: name for role, name in names.items() if name}
+  names = {role: getattr(options, role) for role in ('user', 'item', 'time') if getattr(options, role)}
   if options.min_rating is not None:
     names['rating'] = options.rating
   if options.tie_break != 'file_order':
@@ -147,19 +162,19 @@ def _read(
 
 
 def _filtered(log: Log, options: PrepareOptions, left_out: Counter[str]) -> Log:
-  """Repeats, k-core and short users, in this order; ids that go with them are dropped."""
+  """Without repeats, k-core and short users, in this order; ids that go with them are dropped."""
+  k, least, keep = options.k_core, options.min_length, options.duplicates
   stages: dict[str, Callable[[Log], Log]] = {}
-  if options.duplicates != 'keep':
-    stages['rows that repeat an item'] = lambda log: without_repeats(log, options.duplicates)
-  if options.k_core:
-    stages[f'rows outside the {options.k_core}-core'] = lambda log: k_core(log, options.k_core)
+  if keep != 'keep':
+    stages['rows that repeat an item'] = lambda log: log.filter(
+      ~repeats(log.rows['item'].to_numpy(), log.offsets, keep))
+  if k:
+    stages[f'rows outside the {k}-core'] = lambda log: core(log, k, k)
   if options.split == 'leave_one_out' and 'part' not in log.rows.columns:
-    reason = f'rows of users with fewer than {options.min_length}'
-    stages[reason] = lambda log: without_short(log, options.min_length)
+    stages[f'rows of users with fewer than {least}'] = lambda log: core(log, least, 0)
   for reason, stage in stages.items():
-    kept = stage(log)
-    left_out[reason] = len(log.rows) - len(kept.rows)
-    log = kept
+    before, log = len(log.rows), stage(log)
+    left_out[reason] = before - len(log.rows)
     if log.rows.is_empty():
       raise InputError(f'0 users left (interactions left out: {_listed(left_out)}); ask for less')
   left_out['users'] = len(log.user_ids)
@@ -175,8 +190,7 @@ def _split(log: Log, options: PrepareOptions) -> np.ndarray:
   elif 'part' in log.rows.columns:
     part_N = log.rows['part'].to_numpy()
   else:
-    length_U = np.diff(log.offsets)
-    return np.stack([length_U - 2, np.ones_like(length_U), np.ones_like(length_U)], axis=1)
+    return np.diff(log.offsets)[:, None] * [1, 0, 0] + [-2, 1, 1]
   user_N = log.rows['user'].to_numpy().astype(np.int64)
   size_Ux3 = np.bincount(user_N * 3 + part_N, minlength=3 * len(log.user_ids)).reshape(-1, 3)
   for name, size in zip(PARTS, size_Ux3.sum(0), strict=True):
@@ -187,9 +201,9 @@ def _split(log: Log, options: PrepareOptions) -> np.ndarray:
 
 def _parts_by_time(log: Log, options: PrepareOptions) -> np.ndarray:
   """0, 1 or 2 for each interaction: before both cut times, between them, from the second on."""
-  if 'time' not in log.rows.columns:
+  time_N = _times(log)
+  if time_N is None:
     raise InputError('--split=global_time: the log has no times; name their column with --time')
-  time_N = log.rows['time'].to_numpy()
   valid, test = options.fractions
   cuts = [cut * log.time_scale for cut in options.cuts]
   if not cuts:
@@ -201,67 +215,32 @@ def _parts_by_time(log: Log, options: PrepareOptions) -> np.ndarray:
 
 def _latest(log: Log, size_Ux3: np.ndarray, max_history: int) -> tuple[Log, np.ndarray]:
   """Only the latest `max_history` training interactions of each user."""
-  offsets = log.offsets
   cut_U = np.maximum(size_Ux3[:, 0] - max_history, 0)
-  first_N = np.repeat(offsets[:-1] + cut_U, np.diff(offsets))
-  size_Ux3 = size_Ux3 - np.stack([cut_U, 0 * cut_U, 0 * cut_U], axis=1)
-  return compact(log.filter(np.arange(len(first_N)) >= first_N)), size_Ux3
+  first_N = np.repeat(log.offsets[:-1] + cut_U, np.diff(log.offsets))
+  return compact(log.filter(np.arange(len(first_N)) >= first_N)), size_Ux3 - cut_U[:, None] * [1, 0, 0]
 
 
-def _write(directory: str, log: Log, size_Ux3: np.ndarray, meta: dict[str, Any]) -> Store:
-  offsets = log.offsets
-  valid_start_U = offsets[:-1] + size_Ux3[:, 0]
-  times_N = log.rows['time'].to_numpy() if 'time' in log.rows.columns else None
-  return store.write(
-    directory, items_N=log.rows['item'].to_numpy(), times_N=times_N, offsets=offsets,
-    valid_start_U=valid_start_U, test_start_U=valid_start_U + size_Ux3[:, 1],
-    user_ids=log.user_ids, item_ids=log.item_ids, meta=meta)
+def _times(log: Log) -> np.ndarray | None:
+  return log.rows['time'].to_numpy() if 'time' in log.rows.columns else None
 
 
 def _listed(left_out: Mapping[str, int]) -> str:
   return ', '.join(f'{count:,} {reason}' for reason, count in left_out.items() if count) or 'none'
 
 
-_HELP = {
-  'format': 'Of the input; auto goes by name and first line, and says what it took.',
-  'user': 'Column of user ids, where the format leaves it open.',
-  'item': 'Column of item ids.',
-  'time': 'Column of times; without one, file order is time order.',
-  'rating': 'Column of ratings, for --min_rating.',
-  'k_core': 'Drop users and items with fewer interactions, again and again; 0: keep all.',
-  'min_rating': 'Drop interactions rated lower.',
-  'duplicates': "Of a user's interactions with the same item, keep all, the first or the last.",
-  'max_history': "Keep each user's latest training interactions only; 0: all.",
-  'tie_break': 'Column that orders interactions of equal time.',
-  'split': 'A log that comes split stays so under leave_one_out.',
-  'cuts': 'global_time: when validation begins and when test begins.',
-  'fractions': 'global_time without cuts: shares of interactions in validation and test.',
-  'bad_rows': 'At a faulty row, stop and say which, or skip and count.',
-  'min_length': 'leave_one_out: users with fewer interactions are dropped and counted.',
-}
-
-
 def _define_flags() -> None:
   flags.DEFINE_string('input', None, 'Files of the log: paths and globs, commas between.')
   flags.DEFINE_string('output', None, 'Directory to write; a data set there is replaced.')
-  for name, default in dataclasses.asdict(PrepareOptions()).items():
-    if name in _CHOICES:
-      flags.DEFINE_enum(name, default, _CHOICES[name], _HELP[name])
-    elif isinstance(default, tuple):
-      flags.DEFINE_list(name, [str(value) for value in default], _HELP[name])
-    elif isinstance(default, str):
-      flags.DEFINE_string(name, default, _HELP[name])
-    elif name == 'min_rating':
-      flags.DEFINE_float(name, None, _HELP[name])
+  define: dict[Any, Callable[..., Any]] = {
+    str: flags.DEFINE_string, int: flags.DEFINE_integer, float | None: flags.DEFINE_float,
+    tuple[float, ...]: flags.DEFINE_list}
+  for field in dataclasses.fields(PrepareOptions):
+    default: Any = list(field.default) if isinstance(field.default, tuple) else field.default
+    says, choices = field.metadata['help'], field.metadata['choices']
+    if choices:
+      flags.DEFINE_enum(field.name, default, choices, says)
     else:
-      flags.DEFINE_integer(name, default, _HELP[name])
-
-
-def _numbers(name: str, values: Sequence[str]) -> tuple[float, ...]:
-  try:
-    return tuple(float(value) for value in values)
-  except ValueError:
-    raise InputError(f'--{name}={",".join(values)}: not numbers') from None
+      define[field.type](field.name, default, says)
 
 
 def main(argv: list[str]) -> None:
@@ -271,9 +250,9 @@ def main(argv: list[str]) -> None:
   for name in ('input', 'output'):
     if not values[name]:
       raise InputError(f'--{name} is missing; --help shows an example')
-  chosen = {field.name: values[field.name] for field in dataclasses.fields(PrepareOptions)}
-  lists = {name: _numbers(name, chosen[name]) for name in ('cuts', 'fractions')}
-  made = prepare(values['input'], values['output'], PrepareOptions(**{**chosen, **lists}))
+  names = [field.name for field in dataclasses.fields(PrepareOptions)]
+  options = PrepareOptions(**{name: values[name] for name in names})
+  made = prepare(values['input'], values['output'], options)
   print(f'format: {made.meta["format"]}; left out: {_listed(made.meta["left_out"])}')
   print(audit.table(made.meta['audit']))
   print(f'wrote {len(made.items_N):,} interactions to {made.directory}')

@@ -1,6 +1,6 @@
 """Recommends for raw histories, a JSON line in, a JSON line out.
 
-    python -m lares_jax.recommend --workdir=DIR --k=10 [--depth=N] [--noexclude_history] \\
+    python -m lares_jax.recommend --workdir=DIR --k=10 [--depth=N|adaptive] [--noexclude_history] \\
         < histories.jsonl > recommendations.jsonl
 
 In:   {"user": "u7", "history": ["1482", "933"]}, oldest item first; or the bare list.
@@ -39,7 +39,7 @@ class Request(NamedTuple):
 def _define_flags() -> None:
   flags.DEFINE_string('workdir', None, 'A trained run.')
   flags.DEFINE_integer('k', 10, 'Items for each user.')
-  flags.DEFINE_integer('depth', None, 'Reasoning steps; what validation chose if empty.')
+  flags.DEFINE_string('depth', None, 'Reasoning steps, or adaptive; what validation chose if empty.')
   flags.DEFINE_bool('exclude_history', True, 'Leave items of the history out.')
   flags.DEFINE_integer('batch', 4096, 'Lines at a time.')
 
@@ -53,7 +53,8 @@ def main(argv: list[str]) -> None:
   if given.k < 1 or given.batch < 1:
     raise InputError(f'--k={given.k} --batch={given.batch}: each is 1 or more')
   recommender = Recommender.load(given.workdir)
-  depth = recommender.checked_depth(given.depth)
+  steps = given.depth
+  depth = recommender.checked_depth(int(steps) if steps and steps.lstrip('-').isdigit() else steps)
   try:
     done = run(recommender, sys.stdin.buffer, sys.stdout, batch=given.batch, k=given.k,
                depth=depth, exclude_history=given.exclude_history)

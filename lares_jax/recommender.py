@@ -9,6 +9,8 @@ The exported artifact (export.py) runs the same two functions, `encode` and `Cat
 import dataclasses
 import functools
 import math
+import pathlib
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -16,16 +18,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lares_jax import adaptive
+from lares_jax.adaptive import Histories, Rule, begin
 from lares_jax.catalogue import Catalogue
 from lares_jax.data.batches import DataConfig
 from lares_jax.data.rows import Plan, Rows, fill, pack
 from lares_jax.errors import InputError
 from lares_jax.experiment import Experiment
-from lares_jax.model.lares import Lares, initial_state
+from lares_jax.model.lares import Lares
 from lares_jax.scoring import comparable
 from lares_jax.training.sharding import MeshConfig
 
 MAX_DEPTH = 64  # depth is a run-time argument of one program; steps beyond it are skipped
+Depth = int | str | Rule | None
 _CHUNK = 4096  # histories at a time: enough to pack rows well
 _WIDE = 1024  # histories with more items to leave out are ranked one at a time, to bound memory
 
@@ -44,7 +49,8 @@ class Recommender:
   """A trained model with the raw ids of its items. Open one with `Recommender.load`.
 
   A history is a sequence of raw item ids, oldest first; its last `data.max_history` known items
-  are read. A depth is the number of reasoning steps, 0 to 64; None is what validation chose.
+  are read. A depth is the number of reasoning steps, 0 to 64; None is what validation chose, and
+  'adaptive' stops for each history by the rule that the depth study chose on validation.
   """
 
   model: Lares
@@ -56,6 +62,7 @@ class Recommender:
   depth: int
   item_ids: list[str]
   train_count_V: np.ndarray
+  workdir: pathlib.Path = pathlib.Path()  # where the rule of adaptive depth is
 
   @classmethod
   def load(cls, workdir: str) -> 'Recommender':
@@ -73,16 +80,16 @@ class Recommender:
     params, _, _ = experiment.best(result['phase'])
     return cls(experiment.model, params, experiment.catalogue, config.data,
                config.evaluate.batch_rows, config.evaluate.noise_seed, result['depth'],
-               store.item_ids.to_list(), store.train_count_V)
+               store.item_ids.to_list(), store.train_count_V, experiment.workdir)
 
-  def recommend(self, histories: Sequence[Sequence[str]], k: int = 10, depth: int | None = None,
+  def recommend(self, histories: Sequence[Sequence[str]], k: int = 10, depth: Depth = None,
                 exclude_history: bool = True) -> list[Recommendation]:
     """The k best items for each history, in the order given.
 
     Args:
       histories: raw ids; those unknown to the model are ignored, and listed in the answer.
       k: how many items; a catalogue with fewer gives what it has.
-      depth: reasoning steps.
+      depth: reasoning steps, or 'adaptive'.
       exclude_history: never recommend an item of the whole history, beyond what is read included.
 
     Raises:
@@ -105,7 +112,7 @@ class Recommender:
     return out
 
   def user_vectors(self, histories: Sequence[Sequence[str]],
-                   depth: int | None = None) -> np.ndarray:
+                   depth: Depth = None) -> np.ndarray:
     """A vector for each history, float32 [M, D]; zeros where no item of it is known.
 
     Its inner product with `item_vectors()` over `catalogue.config.tau` is the score of `recommend`.
@@ -122,14 +129,20 @@ class Recommender:
     """A vector for each item, float32 [V, D], in the order of `item_ids`; to fill an ANN index."""
     return self._comparable(self.params['item'][: self.catalogue.items])
 
-  def checked_depth(self, depth: int | None) -> int:
-    """The depth to use.
+  def checked_depth(self, depth: Depth) -> int | Rule:
+    """The depth to use, or the rule that finds it.
 
     Raises:
-      InputError: not one that the model has.
+      InputError: not one that the model has, or nobody has chosen a rule yet.
     """
     if depth is None:
       return self.depth
+    if isinstance(depth, str) and depth != 'adaptive':
+      raise InputError(f'depth={depth}: use a whole number, or adaptive')
+    if not isinstance(depth, int):
+      if not self.model.config.recurrent:
+        raise InputError('depth=adaptive: this model does not repeat one core-block')
+      return Rule.load(self.workdir) if isinstance(depth, str) else depth
     most = MAX_DEPTH if self.model.config.core_layers else 0
     if not 0 <= depth <= most:
       raise InputError(f'depth={depth}: this model goes from 0 to {most}')
@@ -152,7 +165,7 @@ class Recommender:
         unknown.append(list(dict.fromkeys(i for i in raw if i not in number)))
       yield known, unknown
 
-  def _encoded(self, known: list[np.ndarray], depth: int) -> np.ndarray:
+  def _encoded(self, known: list[np.ndarray], depth: int | Rule) -> np.ndarray:
     """User vectors [S, D] of histories of at least one item."""
     read = [items[-self.data.max_history :] for items in known]
     length_S = np.array([len(items) for items in read], np.int64)
@@ -166,6 +179,11 @@ class Recommender:
       s = np.flatnonzero((plan.row_S >= low) & (plan.row_S < low + self.batch_rows))
       shape = (min(_padded(plan.rows - low), self.batch_rows), self.data.length)
       row_s, place_s = plan.row_S[s] - low, plan.place_S[s]
+      if isinstance(depth, Rule):
+        out_SxD[s], _ = adaptive.think(
+          self.model, self.catalogue, self.params, self.noise_seed, depth, self.data,
+          Histories(items_N, start_S[s], length_S[s]), Plan(row_s, place_s, shape[0]))
+        continue
       rows = fill(items_N, start_S[s], length_S[s], row_s, place_s, shape)
       state_BxLxD = encode(self.model, self.params, rows, self.noise_seed, depth)
       out_SxD[s] = np.asarray(state_BxLxD)[row_s, place_s + length_S[s] - 1]
@@ -202,7 +220,7 @@ def opened(workdir: str) -> Experiment:
   """A finished run to serve from, on the devices there are here, whatever mesh it trained on.
 
   Raises:
-    InputError: no finished run there, its data set has changed since, or it needs times.
+    InputError: no finished run there, or its data set has changed since.
   """
   experiment = Experiment.load(workdir)
   shares = math.gcd(experiment.config.mesh.catalogue, jax.device_count())
@@ -212,8 +230,8 @@ def opened(workdir: str) -> Experiment:
     raise InputError(f'{experiment.store.directory}: not the data set that {workdir} was trained '
                      'on, so its item numbers mean other items; prepare that one again')
   if config.model.backbone.times:
-    raise InputError(f'{workdir}: model.backbone.times=True needs the time of every interaction, '
-                     'which raw histories do not have; train with it False')
+    print(f'warning: {workdir} was trained with times, and raw histories have none: they are read like '
+          'the tenth of the training rows whose times were hidden', file=sys.stderr)
   return experiment
 
 
@@ -223,13 +241,10 @@ def encode(model: Lares, params, rows: Rows, noise_seed, depth) -> jax.Array:
 
   The noise is that of evaluation's first draw, so a history gets the state that evaluation gave it.
   """
-  apply: Any = functools.partial(model.apply, {'params': params})
-  h_BxLxD = apply(rows, method='prelude')
+  h_BxLxD, z_BxLxD = begin(model, params, rows, noise_seed)
   if not model.config.core_layers:
     return h_BxLxD.astype(jnp.float32)
-  key = jax.random.fold_in(jax.random.key(noise_seed), 0)
-  z_BxLxD = initial_state(model.config, rows, key, train=False)
-  out = apply(h_BxLxD, rows, z_BxLxD, depth, MAX_DEPTH, method='reason')
+  out: Any = model.apply({'params': params}, h_BxLxD, rows, z_BxLxD, depth, MAX_DEPTH, method='reason')
   return jnp.where(depth > 0, out.state_BxLxD, h_BxLxD).astype(jnp.float32)
 
 

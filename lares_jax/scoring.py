@@ -49,17 +49,23 @@ def comparable(x_MxD: jax.Array, config: CatalogueConfig) -> jax.Array:
 
 def pair_scores(query_MxD, item_MxD, config: CatalogueConfig) -> jax.Array:
   """Scores of matching rows [M]: the scoring function itself."""
-  query_MxD = comparable(query_MxD, config).astype(config.dtype)
-  item_MxD = comparable(item_MxD, config).astype(config.dtype)
-  return jnp.einsum('md,md->m', query_MxD, item_MxD, preferred_element_type=jnp.float32) / config.tau
+  return _scores('md,md->m', query_MxD, item_MxD, config)
 
 
 def block_scores(query_MxD, item_KxD, config: CatalogueConfig) -> jax.Array:
   """Scores of every query with every item of one block [M, K]."""
-  query_MxD = comparable(query_MxD, config).astype(config.dtype)
-  item_KxD = comparable(item_KxD, config).astype(config.dtype)
-  scores_MxK = jnp.einsum('md,kd->mk', query_MxD, item_KxD, preferred_element_type=jnp.float32)
-  return scores_MxK / config.tau
+  return _scores('md,kd->mk', query_MxD, item_KxD, config)
+
+
+def _scores(axes: str, query, item, config: CatalogueConfig) -> jax.Array:
+  factors = [comparable(x, config).astype(config.dtype) for x in (query, item)]
+  return jnp.einsum(axes, *factors, precision=precision(config),
+                    preferred_element_type=jnp.float32) / config.tau
+
+
+def precision(config: CatalogueConfig) -> jax.lax.Precision | None:
+  """Of products: accelerators would quietly round the factors of a float32 product otherwise."""
+  return jax.lax.Precision.HIGHEST if config.dtype == 'float32' else None
 
 
 def tie_slack(query_MxD, item_MxD, config: CatalogueConfig) -> jax.Array:

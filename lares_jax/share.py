@@ -77,39 +77,39 @@ class Share:
     return jnp.zeros_like(self.table_RxD).at[row].add(d, mode='drop')
 
 
-class _Tiles:
-  """Queries in equal tiles, those that count first, so that tiles of mere filling are skipped."""
+def _by_tile(function, share: Share, real_M: jax.Array, arrays, carry=None):
+  """carry, result = function(carry, *tile of each array) for all tiles: the carry, results [M, ..].
 
-  def __init__(self, real_M: jax.Array, tile: int):
-    self._rows = real_M.shape[0]
-    self._tile = min(self._rows, tile)
-    self._count = -(-self._rows // self._tile)
-    self._order_M = jnp.argsort(~real_M)  # stable
-    self.real = self.split(real_M)
+  Queries that count come first, so that tiles of mere filling are skipped; their results are zeros.
+  """
+  rows = len(real_M)
+  tile = min(rows, share.config.tile)
+  count = -(-rows // tile)
+  order_M = jnp.argsort(~real_M)  # stable
 
-  def split(self, x: jax.Array) -> jax.Array:
-    """[M, ..] -> [tiles, tile, ..]."""
-    padding = [(0, self._count * self._tile - self._rows)] + [(0, 0)] * (x.ndim - 1)
-    return jnp.pad(x[self._order_M], padding).reshape(self._count, self._tile, *x.shape[1:])
+  def split(x):
+    padding = [(0, count * tile - rows)] + [(0, 0)] * (x.ndim - 1)
+    return jnp.pad(x[order_M], padding).reshape(count, tile, *x.shape[1:])
 
-  def join(self, x: jax.Array) -> jax.Array:
-    """[tiles, tile, ..] -> [M, ..], in the caller's order."""
-    x = x.reshape(-1, *x.shape[2:])[: self._rows]
-    return jnp.zeros_like(x).at[self._order_M].set(x, unique_indices=True)
+  def join(x):
+    x = x.reshape(-1, *x.shape[2:])[:rows]
+    return jnp.zeros_like(x).at[order_M].set(x, unique_indices=True)
 
-  def map(self, function, *arrays):
-    """`function(tile of each array)` for every tile with something real; elsewhere zeros."""
-    arrays = tuple(map(self.split, arrays))
-    shapes = jax.eval_shape(function, *(x[0] for x in arrays))
-    skip = lambda *_: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    one = lambda args: jax.lax.cond(args[0].any(), function, skip, *args[1:])
-    return jax.tree.map(self.join, jax.lax.map(one, (self.real, *arrays)))
+  def step(carry, args):
+    real_m, *tiles = args
+    work = lambda carry: function(carry, *tiles)
+    _, shapes = jax.eval_shape(work, carry)
+    skip = lambda carry: (carry, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
+    return jax.lax.cond(real_m.any(), work, skip, carry)
+
+  carry, results = jax.lax.scan(step, carry, tuple(map(split, (real_M, *arrays))))
+  return carry, jax.tree.map(join, results)
 
 
 def log_sum_exp(share: Share, query_MxD: jax.Array, real_M: jax.Array) -> jax.Array:
   """Log-sum-exp of every query's scores with the items of the share [M]."""
 
-  def of_tile(query_mxD):
+  def of_tile(_, query_mxD):
     def step(i, carry):
       high_m, sum_m = carry
       scores_mxK = jnp.where(share.fresh(i), share.scores(query_mxD, i), -jnp.inf)
@@ -119,9 +119,9 @@ def log_sum_exp(share: Share, query_MxD: jax.Array, real_M: jax.Array) -> jax.Ar
 
     first = jnp.full(query_mxD.shape[0], _LOWEST), jnp.zeros(query_mxD.shape[0])
     high_m, sum_m = jax.lax.fori_loop(0, share.count, step, first)
-    return high_m + jnp.log(sum_m)
+    return None, high_m + jnp.log(sum_m)
 
-  return _Tiles(real_M, share.config.tile).map(of_tile, query_MxD)
+  return _by_tile(of_tile, share, real_M, (query_MxD,))[1]
 
 
 def gradients(share: Share, query_MxD, real_M, lse_M, g_M, d_table_RxD):
@@ -129,27 +129,20 @@ def gradients(share: Share, query_MxD, real_M, lse_M, g_M, d_table_RxD):
 
   `lse_M` is that of the whole catalogue, so each share's gradient is a part of the whole one.
   """
-  tiles = _Tiles(real_M, share.config.tile)
 
-  def of_tile(d_table_RxD, args):
-    real_m, query_mxD, lse_m, g_m = args
-
+  def of_tile(d_table_RxD, query_mxD, lse_m, g_m):
     def step(i, carry):
-      d_query_mxD, d_table_RxD = carry
+      d_table_RxD, d_query_mxD = carry
       score = lambda query, item: block_scores(query, item, share.config)
       scores_mxK, pull = jax.vjp(score, query_mxD, share.take(share.table_RxD, i))
       g_mxK = jnp.exp(scores_mxK - lse_m[:, None]) * g_m[:, None]
       d_query, d_item_KxD = pull(jnp.where(share.fresh(i), g_mxK, 0.0))
-      return d_query_mxD + d_query, share.add(d_table_RxD, d_item_KxD, i)
+      return share.add(d_table_RxD, d_item_KxD, i), d_query_mxD + d_query
 
-    work = lambda carry: jax.lax.fori_loop(0, share.count, step, carry)
-    carry = jnp.zeros_like(query_mxD), d_table_RxD
-    d_query_mxD, d_table_RxD = jax.lax.cond(real_m.any(), work, lambda carry: carry, carry)
-    return d_table_RxD, d_query_mxD
+    return jax.lax.fori_loop(0, share.count, step, (d_table_RxD, jnp.zeros_like(query_mxD)))
 
-  args = (tiles.real, *map(tiles.split, (query_MxD, lse_M, g_M)))
-  d_table_RxD, d_query = jax.lax.scan(of_tile, d_table_RxD, args)
-  return tiles.join(d_query), d_table_RxD
+  d_table_RxD, d_query_MxD = _by_tile(of_tile, share, real_M, (query_MxD, lse_M, g_M), d_table_RxD)
+  return d_query_MxD, d_table_RxD
 
 
 def _hide(scores_mxK, start, hidden_mxH):
@@ -167,7 +160,7 @@ def count_above(share: Share, query_MxD, real_M, target_M, low_M, high_M, hidden
   A NaN score counts as above; items of `hidden_MxH` (-1 fills) do not count.
   """
 
-  def of_tile(query_mxD, target_m, low_m, high_m, hidden_mxH):
+  def of_tile(_, query_mxD, target_m, low_m, high_m, hidden_mxH):
     def step(i, rank_m):
       scores_mxK = _hide(share.scores(query_mxD, i), share.item(i)[0], hidden_mxH)
       # Written with "not below" so that a comparison with NaN counts against the target.
@@ -175,16 +168,15 @@ def count_above(share: Share, query_MxD, real_M, target_M, low_M, high_M, hidden
       other_mxK = share.fresh(i) & (share.item(i) != target_m[:, None])
       return rank_m + jnp.where(other_mxK, above_mxK, 0.0).sum(axis=1)
 
-    return jax.lax.fori_loop(0, share.count, step, jnp.zeros(target_m.shape[0]))
+    return None, jax.lax.fori_loop(0, share.count, step, jnp.zeros(target_m.shape[0]))
 
-  return _Tiles(real_M, share.config.tile).map(
-    of_tile, query_MxD, target_M, low_M, high_M, hidden_MxH)
+  return _by_tile(of_tile, share, real_M, (query_MxD, target_M, low_M, high_M, hidden_MxH))[1]
 
 
 def best(share: Share, query_MxD, real_M, k: int, hidden_MxH):
   """The k best items of the share: (scores [M, k] falling, items [M, k]); ties by lower id."""
 
-  def of_tile(query_mxD, hidden_mxH):
+  def of_tile(_, query_mxD, hidden_mxH):
     def step(i, best):
       scores_mxK = _hide(share.scores(query_mxD, i), share.item(i)[0], hidden_mxH)
       scores_mxK = jnp.where(share.fresh(i) & ~jnp.isnan(scores_mxK), scores_mxK, -jnp.inf)
@@ -195,9 +187,9 @@ def best(share: Share, query_MxD, real_M, k: int, hidden_MxH):
 
     rows = query_mxD.shape[0]
     first = jnp.full((rows, k), -jnp.inf), jnp.full((rows, k), -1)
-    return jax.lax.fori_loop(0, share.count, step, first)
+    return None, jax.lax.fori_loop(0, share.count, step, first)
 
-  return _Tiles(real_M, share.config.tile).map(of_tile, query_MxD, hidden_MxH)
+  return _by_tile(of_tile, share, real_M, (query_MxD, hidden_MxH))[1]
 
 
 def best_of(score_MxN, item_MxN, k: int):

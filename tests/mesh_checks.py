@@ -24,7 +24,10 @@ import tiny
 from jax.sharding import NamedSharding, PartitionSpec
 
 from lares_jax.catalogue import Catalogue, CatalogueConfig
+from lares_jax.data import text
 from lares_jax.experiment import Experiment
+from lares_jax.model.depth import DepthConfig
+from lares_jax.model.tedrec import FusionConfig
 from lares_jax.training import sharding
 from lares_jax.training import state as state_lib
 from lares_jax.training.checkpoint import Checkpoints, abstract
@@ -171,6 +174,29 @@ def training(name, shape):
 
 
 @check
+def text_table(name, shape):
+  """The text is split like the items, filled up with zeros, without moments, and read where it lies."""
+
+  def of(shape, kind=Experiment):
+    config = experiment(shape).config
+    model = dataclasses.replace(config.model, core_layers=0, fusion=FusionConfig('tedrec', 5, 2))
+    return kind(dataclasses.replace(
+      config, model=model, data=dataclasses.replace(config.data, rows='prefix'),
+      depth=DepthConfig(0)), DIRECTORY / 'run')
+
+  alone, split = of((1, 1), OneDevice), of(shape)
+  params = split.init_params()
+  share, = {x.data.shape for x in params['text'].addressable_shards}
+  assert share == (split.catalogue.rows // shape[1], 5), share
+  assert not np.asarray(params['text'])[split.store.num_items:].any(), 'the padding is not zero'
+  assert 'text' not in state_lib.create(params, split.pretraining().optimizer, 0.0).opt_state[0].mu
+  rank, want = (e.evaluator.ranks(p, 'valid', (0,)) for e, p in (
+    (split, params), (alone, alone.init_params())))
+  np.testing.assert_allclose(rank, want, atol=1.0, err_msg='ranks')  # near ties may turn
+  assert (rank == want).mean() > 0.98, 'ranks differ beyond near ties'
+
+
+@check
 def traffic(name, shape):
   """What crosses the wire in a train step and in evaluation never has the size of a share."""
   split = experiment(shape, 'large')
@@ -201,7 +227,8 @@ def gathers(hlo: str) -> list[int]:
 
 if __name__ == '__main__':
   DIRECTORY = pathlib.Path(sys.argv[1])
-  tiny.make_store(DIRECTORY / 'data')
+  store = tiny.make_store(DIRECTORY / 'data')
+  text.write(store, store.item_ids.to_list(), text.word_encoder(5))
   tiny.make_store(DIRECTORY / 'large', users=900, items=5003)
   for label, (function, name, shape) in CHECKS.items():
     if len(sys.argv) > 2 and sys.argv[2] not in label:

@@ -13,7 +13,6 @@ import pytest
 from tiny import MODEL
 
 from lares_jax.data.rows import fill, units_per_tick
-from lares_jax.errors import InputError
 from lares_jax.model import fourier
 from lares_jax.model.backbone import Context
 from lares_jax.model.hstu import HstuLayer
@@ -143,15 +142,16 @@ def test_a_history_alone_or_in_company_gives_the_same_states(name):
   np.testing.assert_allclose(alone, company, rtol=1e-5, atol=1e-5)
 
 
-def test_hstu_with_times_reads_gaps_alone_and_asks_for_them():
+def test_hstu_with_times_reads_gaps_alone_or_takes_them_as_unknown():
   run = lambda time_BxL: _run('hstu')(PREFIXES._replace(time_BxL=time_BxL), 2)
   time_BxL, real_BxL = PREFIXES.time_BxL, PREFIXES.real_BxL
   base = run(time_BxL)
   np.testing.assert_allclose(run(time_BxL + 77)[real_BxL], base[real_BxL], rtol=1e-5, atol=1e-6)
   assert np.abs(run(time_BxL * 64) - base)[real_BxL].max() > 1e-3
   assert np.isfinite(run(np.where(time_BxL > 0, np.int32(2**31 - 1), 0).astype(np.int32))).all()
-  with pytest.raises(InputError, match=r'backbone\.times'):
-    run(None)
+  unknown = run(None)
+  np.testing.assert_array_equal(run(np.full_like(time_BxL, -1)), unknown)
+  assert np.abs(unknown - base)[real_BxL].max() > 1e-3
   without = HstuLayer(_config('hstu', times=False).backbone, 0.0)
   context = Context.of(PREFIXES._replace(time_BxL=None))
   params = without.init(jax.random.key(0), _noise(PREFIXES), context, False)['params']

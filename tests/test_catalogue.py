@@ -146,3 +146,16 @@ def test_bad_settings_are_named():
     CatalogueConfig(similarity='l2')
   with pytest.raises(InputError, match='tau'):
     CatalogueConfig(tau=0)
+
+
+@pytest.mark.parametrize('dtype, exact', (('float32', True), ('bfloat16', False)))
+def test_float32_scores_are_float32_on_every_machine(dtype, exact):
+  """Accelerators round the factors of a float32 product unless told otherwise: ties would part."""
+  query, target, real, table = _arrays()
+  catalogue = Catalogue(CatalogueConfig(dtype=dtype, tile=3, block=5), V)
+  mean = lambda query, table: catalogue.likelihood(query, target, real, table).logprob_M.mean()
+  text = jax.jit(jax.value_and_grad(mean, (0, 1))).lower(query, table).as_text()
+  products = [line for line in text.splitlines() if 'dot_general' in line]
+  assert len(products) > 3
+  told = [line.count('HIGHEST') == 2 for line in products]
+  assert all(told) if exact else not any(told), 'a product without scoring.precision'

@@ -83,9 +83,18 @@ def test_the_table_of_real_runs(trained, capsys):
   lines = compare.compare(plan, experiments)
   compare.write(plan, lines, workdir)
   assert [(x['run'], x['history']) for x in lines] == [
-    (name, h) for h in ('ranked', 'removed') for name in plan.runs], 'rows keep their order'
+    (name, h) for h in ('ranked', 'removed') for name in (*plan.runs, 'popularity')]
   by_run = {x['run']: x for x in lines if x['history'] == 'ranked'}
   plain, lares, one, two = (by_run[name] for name in plan.runs)
+  store = experiments['plain'][0].store
+  user_M, index_M = store.targets('test')
+  for x in lines:
+    if x['run'] == 'popularity':
+      hits = []
+      for user, n in zip(user_M, index_M):
+        history = store.items_N[store.offsets[user]:n] if x['history'] == 'removed' else []
+        hits.append(store.items_N[n] in [v for v in range(30) if v not in history][:10])
+      assert x['recall@10'] == pytest.approx(np.mean(hits))
   result = experiments['lares'][0].result()
   assert lares['ndcg@10'] == pytest.approx(result['test_at_depth']['ndcg@10'])
   assert plain['ndcg@10_std'] is None and plain['p'] is None and plain['depth'] == '0'

@@ -299,3 +299,19 @@ def test_a_split_log_lacks_nothing(tmp_path):
   write(path, path.read_text().replace('a x', 'a  b'))
   with pytest.raises(InputError, match='row 2: a gap in the item list'):
     load(pattern)
+
+
+def test_histories_in_some_files_only(tmp_path):
+  header = 'user_id:token\titem_id:token'
+  write(tmp_path / 'x.train.inter', header + '\nu\ta\nu\tb\nv\tb\n')
+  for part, lines in (('valid', 'u\tc\ta b\nv\tc\tb\n'), ('test', 'u\td\ta b c\nv\ta\tb c\n')):
+    write(tmp_path / f'x.{part}.inter', f'{header}\titem_id_list:token_seq\n{lines}')
+  expected = [('u', item) for item in 'abcd'] + [('v', item) for item in 'bca']
+  assert load(str(tmp_path / 'x.*.inter'))[0] == expected
+
+
+def test_histories_of_a_log_that_does_not_come_split(tmp_path):
+  path = write(tmp_path / 'x.inter', 'user_id:token\titem_id_list:token_seq\titem_id:token\n'
+               'u\ta b\tc\nu\ta b c\td\nv\tb\tc\n')
+  assert load(path)[0] == [('u', item) for item in 'abcd'] + [('v', 'b'), ('v', 'c')]
+  assert 'part' not in read(formats.sources(path), {})[0].rows.columns

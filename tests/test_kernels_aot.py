@@ -5,6 +5,7 @@ Needs the optional packages of requirements-aot.txt; skipped where they are abse
 
 import importlib.util
 import os
+import pathlib
 import re
 
 import jax
@@ -18,24 +19,8 @@ from lares_jax.share import Share
 
 M, R, D = 1500, 50_001, 64
 
-# What XLA asks a driver about an H200.
-H200 = """
-gpu_device_info {
-  threads_per_block_limit: 1024 threads_per_warp: 32
-  shared_memory_per_block: 49152 shared_memory_per_core: 233472
-  shared_memory_per_block_optin: 232448
-  threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128
-  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
-  memory_bandwidth: 4800000000000 l2_cache_size: 52428800
-  clock_rate_ghz: 1.98 device_memory_size: 151397597184
-  cuda_compute_capability { major: 9 }
-  registers_per_core_limit: 65536 registers_per_block_limit: 65536
-}
-platform_name: "CUDA"
-dnn_version_info { major: 9 minor: 8 }
-runtime_version { major: 12 minor: 9 }
-device_description_str: "NVIDIA H200"
-"""
+ROOT = pathlib.Path(__file__).parents[1]
+H200 = (ROOT / 'lares_jax/studies/h200.txtpb').read_text(encoding='utf-8')  # what XLA asks a driver
 
 CHIPS = {
   'v5e:2x4': ('libtpu', 'tpu', {}),

@@ -28,9 +28,12 @@ def verdicts(tmp_path_factory):
 
 
 @pytest.mark.parametrize('mesh', ('8x1', '1x8', '2x4'))
-@pytest.mark.parametrize('name', ('scores', 'training', 'traffic'))
+@pytest.mark.parametrize('name', ('scores', 'training', 'text_table', 'traffic'))
 def test_mesh(verdicts, name, mesh):
-  """scores: loss, gradients, ranks, top-K; training: 20 steps, checkpoint; traffic: the HLO."""
+  """scores: loss, gradients, ranks, top-K; training: 20 steps, checkpoint; traffic: the HLO.
+
+  text_table: what TedRec is given.
+  """
   assert verdicts.get(f'{name} {mesh}') == 'ok'
 
 

@@ -107,8 +107,8 @@ def test_a_file_of_another_data_set_is_seen(tmp_path):
   for name, array, said in [
     ('offsets', np.array([0, 5, 6]), 'offsets.npy: does not span'),
     ('valid_start', np.array([3, 8]), 'out of order at user 1'),
-    ('items', np.zeros(7, np.int64), 'items.npy: int64'),
-    ('items', np.zeros(6, np.int32), 'items.npy: 6 entries'),
+    ('items', np.zeros(7, np.int64), r'items.npy: int64 of shape \(7,\) where int32'),
+    ('items', np.zeros(6, np.int32), r'items.npy: int32 of shape \(6,\) where int32 of shape \(7,\)'),
   ]:
     copy = tmp_path / 'copy'
     shutil.rmtree(copy, ignore_errors=True)

@@ -46,6 +46,14 @@ def test_each_title_is_encoded_into_its_own_item(store, tmp_path, kind, monkeypa
   np.testing.assert_array_equal(np.load(written), table[:30])
 
 
+def test_words_that_texts_share_bring_them_closer():
+  encode = text.word_encoder(64)
+  a, b, c, nothing = encode(['the blue train', 'the blue bus', 'red', ''])
+  np.testing.assert_allclose([a @ a, b @ b, c @ c, nothing @ nothing], [1, 1, 1, 0], atol=1e-6)
+  assert a @ b > 0.4 > abs(a @ c)
+  np.testing.assert_array_equal(encode(['the blue train'])[0], a)
+
+
 def test_a_failing_encoder_leaves_the_former_table(store):
   text.write(store, ['a'] * 30, _encode)
   fed = []

@@ -14,11 +14,7 @@ from lares_jax.data.store import PARTS, Store, in_split
 def audit(store: Store) -> dict[str, Any]:
   """Counts, shares (0 to 1) and warnings, all of what was kept, as plain JSON values."""
   users, items, interactions = store.num_users, store.num_items, len(store.items_N)
-  repeat_N = repeats(store.items_N, store.offsets)
-  splits = {name: _split(store, name, repeat_N) for name in PARTS}
-  for name, digest in _digests(store).items():
-    splits[name]['sha256'] = digest
-  train_U = store.valid_start_U - store.offsets[:-1]
+  repeat_N, digests = repeats(store.items_N, store.offsets), _digests(store)
   found = {
     'users': users,
     'items': items,
@@ -29,30 +25,25 @@ def audit(store: Store) -> dict[str, Any]:
     'duplicates': float(repeat_N.mean()),
     'tied_times': _tied_times(store),
     'items_not_in_training': int((store.train_count_V == 0).sum()),
-    'users_not_in_training': int((train_U == 0).sum()),
+    'users_not_in_training': int((store.valid_start_U == store.offsets[:-1]).sum()),
     'training_after_first_test': _leakage(store),
-    'splits': splits,
+    'splits': {name: {**_split(store, name, repeat_N), 'sha256': digests[name]} for name in PARTS},
   }
   return {**found, 'warnings': _warnings(found)}
 
 
 def table(found: Mapping[str, Any]) -> str:
   """The audit as a few lines for people."""
-
-  def spread(name: str) -> str:
-    return '  '.join(f'{key} {value:.6g}' for key, value in found[name].items())
-
-  def share(value: float | None) -> str:
-    return 'no times' if value is None else f'{value:.2%}'
-
+  spread = lambda name: '  '.join(f'{key} {value:.6g}' for key, value in found[name].items())
+  share = lambda name: 'no times' if found[name] is None else f'{found[name]:.2%}'
   lines = [
     ('users, items, interactions', '{users:,}  {items:,}  {interactions:,}'.format(**found)),
     ('density', f'{found["density"]:.4%}'),
     ('interactions of a user', spread('length')),
     ('interactions of an item', spread('popularity')),
-    ('same time as the one before', share(found['tied_times'])),
-    ('repeats of an earlier item', share(found['duplicates'])),
-    ('training after the first test', share(found['training_after_first_test'])),
+    ('same time as the one before', share('tied_times')),
+    ('repeats of an earlier item', share('duplicates')),
+    ('training after the first test', share('training_after_first_test')),
   ]
   for name, split in found['splits'].items():
     text = '{interactions:,} interactions, {targets:,} targets'.format(**split)
@@ -71,16 +62,14 @@ def _quantiles(count: np.ndarray) -> dict[str, float]:
 def _split(store: Store, name: str, repeat_N: np.ndarray) -> dict[str, Any]:
   start_U, end_U = store.span(name)
   _, index_M = store.targets(name)
-  interactions = int((end_U - start_U).sum())
-  counts = {'interactions': interactions, 'targets': len(index_M)}
+  counts = {'interactions': int((end_U - start_U).sum()), 'targets': len(index_M)}
   if name == 'train':
     return counts
-  unseen = int((store.train_count_V[store.items_N[index_M]] == 0).sum())
   return {
     **counts,
-    'without_history': interactions - len(index_M),
+    'without_history': counts['interactions'] - len(index_M),
     'in_history': float(repeat_N[index_M].mean()) if len(index_M) else 0.0,
-    'not_in_training': unseen,
+    'not_in_training': int((store.train_count_V[store.items_N[index_M]] == 0).sum()),
   }
 
 
@@ -108,8 +97,7 @@ def _digests(store: Store) -> dict[str, str]:
   """SHA-256 of each split as lines `user item time` of raw ids, tabs between, in store order."""
   digests = {name: hashlib.sha256() for name in PARTS}
   for user, rows in user_blocks(store.offsets, 1 << 20):
-    item = store.items_N[rows]
-    lines = pl.DataFrame({'user': store.user_ids[user], 'item': store.item_ids[item]})
+    lines = pl.DataFrame({'user': store.user_ids[user], 'item': store.item_ids[store.items_N[rows]]})
     if store.times_N is not None:
       lines = lines.with_columns(pl.Series('time', store.times_N[rows]))
     index = np.arange(rows.start, rows.stop)
@@ -127,7 +115,5 @@ def _warnings(found: Mapping[str, Any]) -> list[str]:
     said.append(f'{late:.1%} of training is later than the first test target: models see ahead')
   if tied > 0.05:
     said.append(f'{tied:.1%} of interactions are ordered by the tie-break alone: equal times')
-  for name in ('valid', 'test'):
-    if found['splits'][name]['targets'] == 0:
-      said.append(f'no targets in {name}')
-  return said
+  return said + [f'no targets in {name}' for name in ('valid', 'test')
+                 if not found['splits'][name]['targets']]

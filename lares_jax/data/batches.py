@@ -8,9 +8,11 @@ from typing import NamedTuple
 import grain
 import numpy as np
 
-from lares_jax.data.rows import Array, Plan, Rows, fill, pack, ranges
+from lares_jax.data.rows import Array, Plan, Rows, fill, pack, ranges, units_per_tick
 from lares_jax.data.store import Store
 from lares_jax.errors import InputError
+
+_HIDDEN = 0.1  # share of the training rows without times, so that a history without is nothing new
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +48,28 @@ class Batch(NamedTuple):
   partner_P: Array  # places in the flattened partner rows
   pair_target_P: Array  # int32: the item that both predict
   paired_P: Array  # bool: False fills
+
+
+class Clock(NamedTuple):
+  """When interactions were, for `fill`; by default nobody asks."""
+
+  times_N: np.ndarray | None = None
+  units: int = 1  # of these times in a tick
+
+  @classmethod
+  def of(cls, store: Store) -> 'Clock':
+    """The times of a data set.
+
+    Raises:
+      InputError: its log has none.
+    """
+    if store.times_N is None:
+      raise InputError(f'{store.directory}: its log has no times; set model.backbone.times=False, or '
+                       'prepare it with a time column')
+    return cls(store.times_N, units_per_tick(store.times_N, store.offsets))
+
+
+NO_TIMES = Clock()
 
 
 class Windows(NamedTuple):
@@ -121,16 +145,17 @@ class TrainBatches:
     pairs: P; 0 leaves the partners out (no alignment).
     seed: of the order, the company in a row, and the partners.
     kept_N: flags of the interactions that count as targets; None: all of training.
+    clock: the times that rows are to have.
   """
 
   def __init__(self, store: Store, config: DataConfig, batch_rows: int, pairs: int, seed: int,
-               kept_N: np.ndarray | None = None):
+               kept_N: np.ndarray | None = None, clock: Clock = NO_TIMES):
     if pairs < 0 or batch_rows < 1:
       raise InputError(f'batch_rows={batch_rows} must be at least 1 and pairs={pairs} at least 0')
     packed = config.rows == 'packed'
     make = Windows.sliding if packed else Windows.prefixes
     self.windows = make(store, config.max_history)
-    self._kept_N = kept_N
+    self._kept_N, self._clock = kept_N, clock
     if kept_N is not None:
       self.windows = self.windows.ending_in(kept_N)
     length_S = self.windows.length_S
@@ -180,7 +205,9 @@ class TrainBatches:
 
     shape = (self.batch_rows, self._config.length)
     items_N = self._store.items_N
-    rows = fill(items_N, start_S, length_S, row_S, place_S, shape)
+    generator = np.random.default_rng([self._seed, 2, step])
+    rows = fill(items_N, start_S, length_S, row_S, place_S, shape, *self._clock)
+    rows = self._hidden(rows, generator)
     target = np.zeros(shape, np.int32)
     token, step_in = np.repeat(row_S * shape[1] + place_S, length_S), ranges(length_S)
     target.flat[token + step_in] = items_N[np.repeat(start_S + 1, length_S) + step_in]
@@ -197,7 +224,6 @@ class TrainBatches:
       return Batch(rows, place, target, scored, None, None, None, None, None)
 
     # One anchor a segment, uniform over its scored tokens; segments in random order.
-    generator = np.random.default_rng([self._seed, 2, step])
     scored_S = length_S - context_S
     token_S = context_S + (generator.random(len(scored_S)) * scored_S).astype(np.int64)
     chosen = generator.permutation(len(scored_S))[: self.pairs]
@@ -225,9 +251,17 @@ class TrainBatches:
     fits = row_P < shape[0]
     keep = lambda x: x[fits]
     rows = fill(self._store.items_N, keep(start_P), keep(length_P), keep(row_P),
-                keep(plan.place_S), shape)
+                keep(plan.place_S), shape, *self._clock)
+    rows = self._hidden(rows, generator)
     last_P = np.where(fits, row_P * shape[1] + plan.place_S + length_P - 1, 0)
     return rows, last_P, fits
+
+  def _hidden(self, rows: Rows, generator: np.random.Generator) -> Rows:
+    """The rows, some of them without their times."""
+    if rows.time_BxL is None:
+      return rows
+    hidden_Bx1 = generator.random((len(rows.time_BxL), 1)) < _HIDDEN
+    return rows._replace(time_BxL=np.where(hidden_Bx1, np.int32(-1), rows.time_BxL))
 
   def dataset(self) -> grain.MapDataset:
     """Every step's batch by index, for grain to prefetch and to remember its place in."""
@@ -246,7 +280,7 @@ class EvalBatch(NamedTuple):
 
 
 def eval_batches(items_N, first_M, end_M, target_M, config: DataConfig, batch_rows: int,
-                 hide: bool = False):
+                 hide: bool = False, clock: Clock = NO_TIMES):
   """Yields EvalBatch for the histories items_N[first : end], all of one shape.
 
   Args:
@@ -257,6 +291,7 @@ def eval_batches(items_N, first_M, end_M, target_M, config: DataConfig, batch_ro
     config: rows.
     batch_rows: B.
     hide: leave the items of the whole history out of the ranking.
+    clock: the times that rows are to have.
   """
   length_M = np.minimum(end_M - first_M, config.max_history)
   one_each = Plan(np.arange(len(length_M)), np.zeros_like(length_M), len(length_M))
@@ -271,7 +306,7 @@ def eval_batches(items_N, first_M, end_M, target_M, config: DataConfig, batch_ro
   for b, (low, high) in enumerate(itertools.pairwise(edges)):
     m = order_M[low:high]
     row, place, length = plan.row_S[m] - b * batch_rows, plan.place_S[m], length_M[m]
-    rows = fill(items_N, end_M[m] - length, length, row, place, (batch_rows, config.length))
+    rows = fill(items_N, end_M[m] - length, length, row, place, (batch_rows, config.length), *clock)
 
     def laid(values, filling, dtype=np.int32, row=row, nth=nth_M[m]):
       out = np.full((batch_rows, width, *values.shape[1:]), filling, dtype)

@@ -6,7 +6,7 @@ import polars as pl
 
 from lares_jax.errors import InputError
 
-FAULTS: Mapping[str, str] = {
+_FAULTS = {  # of several, the first is told
   'extra': 'more fields than columns',
   'json': 'not a line of JSON',
   'encoding': 'not UTF-8 text',
@@ -24,12 +24,13 @@ FAULTS: Mapping[str, str] = {
 
 
 def first_fault(faults: Mapping[str, pl.Expr]) -> pl.Expr:
-  """0, or 1 + the position in FAULTS of the first of these that holds."""
-  codes = {fault: 1 + code for code, fault in enumerate(FAULTS)}
-  marks = [
-    pl.when(faults[name]).then(pl.lit(codes[name], pl.UInt8)) for name in FAULTS if name in faults
-  ]
-  return pl.coalesce(*marks, pl.lit(0, pl.UInt8))
+  """What is wrong with a row, in words; null where nothing is.
+
+  Args:
+    faults: for some of the names above, whether a row has that fault.
+  """
+  said = [pl.when(faults[name]).then(pl.lit(_FAULTS[name])) for name in _FAULTS if name in faults]
+  return pl.coalesce(*said, pl.lit(None, pl.String))
 
 
 def typed(path: str, raw: pl.LazyFrame) -> pl.LazyFrame:
@@ -48,22 +49,20 @@ def typed(path: str, raw: pl.LazyFrame) -> pl.LazyFrame:
     columns['rating'] = pl.col('rating').cast(pl.Float64, strict=False)
     faults['rating'] = columns['rating'].fill_null(float('nan')).is_nan()
   if 'history' in schema:
-    faults['gap'] = pl.col('history').str.contains('^ |  | $')
-  fault = pl.when(pl.col('fault') > 0).then('fault').otherwise(first_fault(faults))
-  return raw.with_columns(fault=fault, **columns)
+    columns['history'] = pl.col('history').fill_null('')  # null says: a file without histories
+    faults['gap'] = columns['history'].str.contains('^ |  | $')
+  return raw.with_columns(fault=pl.coalesce('fault', first_fault(faults)), **columns)
 
 
 def _type_time(kind: pl.DataType, columns: dict[str, pl.Expr], faults: dict[str, pl.Expr]) -> None:
   time = pl.col('time').str.strip_chars().replace('', None) if kind == pl.String else pl.col('time')
   faults['time'] = time.is_null()
-  whole = time.cast(pl.Int64, strict=False)
+  columns['time'] = time.cast(pl.Int64, strict=False)
+  faults['negative'] = columns['time'] < 0
   if not (kind.is_integer() or kind.is_temporal()):
     number = time.cast(pl.Float64, strict=False)
     faults['number'] = number.is_null() | ~number.is_finite()
     faults['negative'] = number < 0
-    whole = pl.coalesce(whole, number.floor().cast(pl.Int64, strict=False))
-    fraction = number - number.floor()
-    columns['micros'] = (fraction * 1e6).round().cast(pl.Int32, strict=False)
-  faults.setdefault('negative', whole < 0)
-  faults['overflow'] = whole.is_null()
-  columns['time'] = whole
+    columns['time'] = pl.coalesce(columns['time'], number.floor().cast(pl.Int64, strict=False))
+    columns['micros'] = ((number - number.floor()) * 1e6).round().cast(pl.Int32, strict=False)
+  faults['overflow'] = columns['time'].is_null()

@@ -52,28 +52,28 @@ def sources(inputs: str, format_name: str = 'auto') -> list[Source]:
       lacks one of its three parts.
   """
   found = []
-  patterns = [inputs] if os.path.isfile(inputs) else inputs.split(',')
-  for path in (path for pattern in patterns for path in _expand(pattern.strip())):
-    first_line = _first_line(path)
-    chosen = guess(path, first_line) if format_name == 'auto' else format_name
-    part = _part(path) if chosen in ('recbole', 'amazon2023') else None
-    found.append(Source(path, chosen, first_line, part))
+  for pattern in [inputs] if os.path.isfile(inputs) else map(str.strip, inputs.split(',')):
+    paths = [pattern] if os.path.isfile(pattern) else sorted(filter(os.path.isfile, glob.glob(pattern)))
+    if not paths:
+      raise InputError(f'{pattern!r}: no such file; check --input')
+    for path in paths:
+      first_line = _first_line(path)
+      chosen = _guess(path, first_line) if format_name == 'auto' else format_name
+      name = os.path.basename(path) if chosen in ('recbole', 'amazon2023') else ''
+      part = re.search(rf'(?:^|[._-])({"|".join(PARTS)})[._-]', name)
+      found.append(Source(path, chosen, first_line, part and part[1]))
   formats = {source.format for source in found}
   if len(formats) > 1:
     raise InputError(f'{inputs}: files of several formats ({", ".join(sorted(formats))})')
-  parts = [source.part for source in found]
-  if any(parts) and set(parts) != set(PARTS):
-    have = ', '.join(sorted({part or 'a file of no part' for part in parts}))
-    raise InputError(f'{inputs}: a log that comes split needs train, valid and test; got {have}')
+  parts = {source.part or 'a file of no part' for source in found}
+  if parts & {*PARTS} and parts != {*PARTS}:
+    raise InputError(f'{inputs}: a log that comes split needs train, valid and test; '
+                     f'got {", ".join(sorted(parts))}')
   return found
 
 
-def guess(path: str, first_line: str) -> str:
-  """The format that a file's name and first line speak for.
-
-  Raises:
-    InputError: nothing speaks for any.
-  """
+def _guess(path: str, first_line: str) -> str:
+  """The format that a file's name and first line speak for."""
   stem = re.sub(r'\.(gz|zst)$', '', path.lower())
   marks = {
     'parquet': stem.endswith(('.parquet', '.pq')),
@@ -83,7 +83,7 @@ def guess(path: str, first_line: str) -> str:
     'movielens': '::' in first_line or first_line.startswith('userId,movieId,'),
     'csv': stem.endswith('.csv'),
     'tsv': stem.endswith('.tsv'),
-    's3rec': re.fullmatch(r'\d+( +\d+)*\s*', first_line) is not None,
+    's3rec': re.fullmatch(r'\d+( +\d+)*\s*', first_line),
   }
   for name, speaks in marks.items():
     if speaks:
@@ -99,9 +99,9 @@ def scan(source: Source, names: Mapping[str, str]) -> pl.LazyFrame:
       (read only if it is here; '' for the format's own), tie (a column that orders equal times).
 
   Returns:
-    user and item, strings; row, counted from 1; fault, as `faults.first_fault` has it; and where
-    the log has them: time (int64) with micros (int32, millionths of a fractional time; absent
-    where times are integers by type), rating (float64), tie, history (text: the earlier items).
+    user and item, strings; row, counted from 1; fault, what is wrong with it or null; and where the
+    log has them: time (int64) with micros (int32, millionths of a fractional time; absent where
+    times are integers by type), rating (float64), tie, history (text: the earlier items).
 
   Raises:
     InputError: the file cannot be opened, or lacks a column.
@@ -116,7 +116,9 @@ def scan(source: Source, names: Mapping[str, str]) -> pl.LazyFrame:
   found = {role: column[name] for role, name in wanted.items() if name in column}
   optional = _OPTIONAL.get(source.format, set()) - names.keys()
   for role in sorted(wanted.keys() - found.keys() - optional):
-    raise InputError(_missing(source, role, wanted[role], list(column)))
+    raise InputError(f'{source.path}: row 1: no column {wanted[role]!r} among '
+                     f'{", ".join([*column][:12])[:200]!r}; say --{role}=NAME'
+                     + ('; is its delimiter the right one?' if len(column) == 1 else ''))
   if source.format != 'parquet':
     ids = pl.concat_str(found['user'], found['item'], ignore_nulls=True)
     faults = {**faults, 'encoding': ids.str.contains('\ufffd', literal=True)}
@@ -142,15 +144,6 @@ def reading(path: str) -> Iterator[None]:
     raise InputError(f'{path}: {said}') from None
 
 
-def _expand(pattern: str) -> list[str]:
-  if os.path.isfile(pattern):
-    return [pattern]
-  paths = sorted(path for path in glob.glob(pattern) if os.path.isfile(path))
-  if not paths:
-    raise InputError(f'{pattern!r}: no such file; check --input')
-  return paths
-
-
 def _first_line(path: str) -> str:
   if path.lower().endswith(('.parquet', '.pq')):
     return ''
@@ -161,44 +154,31 @@ def _first_line(path: str) -> str:
   return lines.item()
 
 
-def _part(path: str) -> str | None:
-  found = re.search(rf'(?:^|[._-])({"|".join(PARTS)})[._-]', os.path.basename(path))
-  return found[1] if found else None
-
-
 def _fields(path: str, count: int, separator: str, quote: str | None, skip: int) -> pl.LazyFrame:
   """`row` and text columns '0' .. str(count), one more than there should be; no blank rows."""
   columns = [str(k) for k in range(count + 1)]
   table = pl.scan_csv(
-    path, has_header=False, skip_lines=skip, schema=dict.fromkeys(columns, pl.String),
+    path, has_header=False, skip_lines=skip, schema=dict.fromkeys(columns, pl.String), glob=False,
     separator=separator, quote_char=quote, encoding='utf8-lossy', empty_string_is_null=False,
-    missing_columns='insert', extra_columns='ignore', glob=False, row_index_name='row',
-    row_index_offset=skip + 1)
-  return table.filter(pl.any_horizontal(pl.col(name) != '' for name in columns))
+    missing_columns='insert', extra_columns='ignore', row_index_name='row', row_index_offset=skip + 1)
+  return table.filter(pl.any_horizontal(pl.col(columns) != ''))
 
 
 def _lines(path: str) -> pl.LazyFrame:
   """`row` and the whole `line` as text."""
-  line = pl.col('0').str.strip_chars_end('\r')
-  return _fields(path, 1, '\x00', None, 0).select('row', line=line)
+  return _fields(path, 1, '\x00', None, 0).select('row', line=pl.col('0').str.strip_chars_end('\r'))
 
 
 def _roles(source: Source, names: Mapping[str, str]) -> dict[str, str]:
+  """The column of each role."""
   own = FORMATS[source.format]
-  usual = {role: name for role, name in own.items() if role != 'rating'}
-  wanted = {'user': '', 'item': '', **usual}
+  wanted = {'user': '', 'item': '', **{role: own[role] for role in own if role != 'rating'}}
   wanted |= {role: name or own.get(role, '') for role, name in names.items()}
   for role, name in wanted.items():
     if not name:
       line = f': {source.first_line[:200]!r}' if source.first_line else ''
       raise InputError(f'{source.path}: say --{role}=NAME, one of its columns{line}')
   return wanted
-
-
-def _missing(source: Source, role: str, name: str, have: list[str]) -> str:
-  hint = '; is its delimiter the right one?' if len(have) == 1 else ''
-  columns = ', '.join(have[:12])[:200]
-  return f'{source.path}: row 1: no column {name!r} among {columns!r}; say --{role}=NAME{hint}'
 
 
 _Columns = tuple[pl.LazyFrame, Mapping[str, pl.Expr], Mapping[str, pl.Expr]]
@@ -244,12 +224,10 @@ def _delimited(source: Source) -> _Columns:
 def _scan_s3rec(path: str) -> pl.LazyFrame:
   line = pl.col('line').str.strip_chars()
   ids = line.str.split(' ')
-  faults = {
+  fault = first_fault({
     'gap': line.str.contains('  ', literal=True),
     'integer': ~line.str.contains(r'^[0-9 ]+$'),
     'alone': ids.list.len() < 2,
-  }
-  table = _lines(path).select('row', fault=first_fault(faults), user=ids.list.first(), item=ids)
-  sound = pl.col('fault') == 0
-  items = pl.when(sound).then(pl.col('item').list.slice(1)).otherwise(pl.lit(['']))
-  return table.with_columns(item=items).explode('item')
+  })
+  items = pl.when(fault.is_null()).then(ids.list.slice(1)).otherwise(pl.lit(['']))
+  return _lines(path).select('row', fault=fault, user=ids.list.first(), item=items).explode('item')

@@ -9,7 +9,6 @@ import numpy as np
 import polars as pl
 
 from lares_jax.data import formats
-from lares_jax.data.faults import FAULTS
 from lares_jax.data.store import PARTS, id_order
 from lares_jax.errors import InputError
 
@@ -49,7 +48,10 @@ def read(
   """Reads a log from its files.
 
   Args:
+    sources: the files.
     names: as for `formats.scan`.
+    min_rating: rows rated lower are left out.
+    skip_bad_rows: whether faulty rows are left out, too.
     keep_parts: whether a log that comes split is to stay so.
     done: called after each file.
 
@@ -60,11 +62,12 @@ def read(
     InputError: a file cannot be read, or a row is faulty and is not to be skipped.
   """
   kinds = {role: pl.Categorical(pl.Categories.random(role, pl.UInt32)) for role in ('user', 'item')}
+  number = lambda rows: rows.with_columns(pl.col(role).cast(kind) for role, kind in kinds.items())
+  tables = [formats.scan(source, names) for source in sources]
+  histories = any('history' in table.collect_schema() for table in tables)
   files, left_out = [], Counter[str]()
-  for source in sources:
-    table = formats.scan(source, names)
-    if 'history' not in table.collect_schema():  # those are numbered once they are whole
-      table = table.with_columns(pl.col(role).cast(kind) for role, kind in kinds.items())
+  for source, table in zip(sources, tables):
+    table = table if histories else number(table)  # with histories, once they are unrolled
     rows, reasons = _sound_rows(source, table, min_rating, skip_bad_rows)
     files.append(rows)
     left_out += reasons
@@ -73,25 +76,24 @@ def read(
   del files
   if rows.is_empty():
     raise InputError(f'{sources[0].path}: no interactions (left out: {dict(left_out)})')
-  if 'history' in rows.columns:
-    rows = unroll(rows, strict=not skip_bad_rows)
-    rows = rows.with_columns(pl.col(role).cast(kind) for role, kind in kinds.items())
-  rows = rows.drop([] if keep_parts else 'part', 'row', strict=False)
-  rows, time_scale = _whole_times(rows)
+  if histories:
+    rows = number(_unroll(rows, strict=not skip_bad_rows))
+  comes_split = keep_parts and sources[0].part is not None
+  rows, time_scale = _whole_times(rows if comes_split else rows.drop('part', strict=False))
   user, user_ids = _numbered(rows['user'])
   item, item_ids = _numbered(rows['item'])
-  rows = rows.with_columns(user, item)
-  return Log(_in_order(rows), user_ids, item_ids, time_scale), left_out
+  return Log(_in_order(rows.with_columns(user, item)), user_ids, item_ids, time_scale), left_out
 
 
 def _sound_rows(
   source: formats.Source, table: pl.LazyFrame, min_rating: float | None, skip_bad_rows: bool
 ) -> tuple[pl.DataFrame, Counter[str]]:
   """The rows of a file to keep, and how many were not kept, by reason."""
-  sound = table.filter(pl.col('fault') == 0).drop('fault')
-  faulty = table.filter(pl.col('fault') > 0).group_by('fault').agg(pl.len(), pl.col('row').min())
-  if 'history' not in sound.collect_schema():
+  fault = pl.col('fault')
+  sound = table.filter(fault.is_null()).drop('fault')
+  if 'history' not in sound.collect_schema():  # which alone need to be told by row later
     sound = sound.drop('row')
+  faulty = table.filter(fault.is_not_null()).group_by('fault').agg(pl.len(), pl.col('row').min())
   if min_rating is not None:
     sound = sound.filter(pl.col('rating') >= min_rating).drop('rating')
   if source.part is not None:
@@ -99,34 +101,36 @@ def _sound_rows(
   with formats.reading(source.path):
     rows, bad, total = pl.collect_all([sound, faulty, table.select(pl.len())], engine='streaming')
   left_out = Counter[str]()
-  messages = list(FAULTS.values())
-  for fault, count, row in bad.sort('row').iter_rows():
+  for said, count, row in bad.sort('row').iter_rows():
     if not skip_bad_rows:
-      raise InputError(f'{source.path}: row {row}: {messages[fault - 1]}; mend it, or leave such '
-                       'rows out: --bad_rows=skip')
-    left_out[f'faulty rows ({messages[fault - 1]})'] = count
+      raise InputError(f'{source.path}: row {row}: {said}; mend it, or leave such rows out: '
+                       '--bad_rows=skip')
+    left_out[f'faulty rows ({said})'] = count
   left_out['rows rated too low'] = total.item() - int(bad['len'].sum()) - len(rows)
   return rows, left_out
 
 
-def unroll(log: pl.DataFrame, strict: bool) -> pl.DataFrame:
+def _unroll(log: pl.DataFrame, strict: bool) -> pl.DataFrame:
   """Restores whole sequences from rows that each carry the `history` before their item.
 
   Every row is one interaction; what came before a user's first row is known from its history
   alone, counts as training and takes that row's time.
 
   Args:
-    log: columns user, item, history, part, row, perhaps time; each part in file order.
+    log: columns user, item, history (null in files without), row, where known part and time; each
+      part in file order.
     strict: whether each history must end with the item of the row before it.
 
   Returns:
-    The same without history, with the interactions found in histories put first.
+    The same without history and row, with the interactions found in histories put first.
 
   Raises:
     InputError: a history does not end as it must: rows are missing or out of order.
   """
+  if 'part' not in log.columns:
+    log = log.with_columns(part=pl.lit(0, pl.UInt8))
   keys = ['user', 'part', 'time'] if 'time' in log.columns else ['user', 'part']
-  log = log.sort(keys, maintain_order=True).with_columns(pl.col('history').fill_null(''))
+  log = log.sort(keys, maintain_order=True)
   follows = (pl.col('user') == pl.col('user').shift()).fill_null(False)
   earlier = pl.col('history').str.split(' ')
   astray = log.filter(follows & (earlier.list.last() != pl.col('item').shift()))
@@ -134,33 +138,21 @@ def unroll(log: pl.DataFrame, strict: bool) -> pl.DataFrame:
     at = astray.row(0, named=True)
     raise InputError(
       f'row {at["row"]} of the {PARTS[at["part"]]} part: the history of user {at["user"]!r} does '
-      'not end with the item of the row before; put the missing rows back, in order'
-    )
+      'not end with the item of the row before; put the missing rows back, in order')
   first = log.filter(~follows & (pl.col('history') != ''))
   found = first.with_columns(item=earlier, part=pl.lit(0, pl.UInt8)).explode('item')
-  return pl.concat([found, log]).drop('history')
+  return pl.concat([found, log]).drop('history', 'row')
 
 
-def without_repeats(log: Log, keep: str) -> Log:
-  """Keeps each user's 'first' or 'last' interaction with an item only."""
-  return log.filter(~repeats(log.rows['item'].to_numpy(), log.offsets, keep))
-
-
-def k_core(log: Log, k: int) -> Log:
-  """Drops users and items with fewer than k interactions until none is left that has fewer."""
+def core(log: Log, user_least: int, item_least: int) -> Log:
+  """Drops users and items with fewer interactions, until none is left that has fewer."""
   while len(log.rows):
     user_N, item_N = log.rows['user'].to_numpy(), log.rows['item'].to_numpy()
-    keep_N = (np.bincount(user_N) >= k)[user_N] & (np.bincount(item_N) >= k)[item_N]
+    keep_N = (np.bincount(user_N) >= user_least)[user_N] & (np.bincount(item_N) >= item_least)[item_N]
     if keep_N.all():
       break
     log = log.filter(keep_N)
   return log
-
-
-def without_short(log: Log, min_length: int) -> Log:
-  """Drops users with fewer than `min_length` interactions."""
-  user_N = log.rows['user'].to_numpy()
-  return log.filter((np.bincount(user_N) >= min_length)[user_N])
 
 
 def repeats(items_N: np.ndarray, offsets: np.ndarray, keep: str = 'first') -> np.ndarray:
@@ -195,9 +187,7 @@ def compact(log: Log) -> Log:
 
 def _whole_times(rows: pl.DataFrame) -> tuple[pl.DataFrame, int]:
   """Times as whole numbers: millionths of the log's unit if any time has a fraction."""
-  if 'time' not in rows.columns:
-    return rows, 1
-  if rows['time'].null_count():
+  if 'time' in rows.columns and rows['time'].null_count():
     raise InputError('some files of the log have times and some have none; leave out --time')
   if 'micros' not in rows.columns:
     return rows, 1

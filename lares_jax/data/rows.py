@@ -17,7 +17,7 @@ class Rows(NamedTuple):
   position_BxL: Array  # int32, from 0 at the start of each segment
   segment_BxL: Array  # int32; tokens see each other only within a segment
   real_BxL: Array  # bool
-  time_BxL: Array | None = None  # int32, ticks since the segment's start; None: unknown
+  time_BxL: Array | None = None  # int32, ticks since the segment's start; None, or below 0: unknown
 
 
 class Plan(NamedTuple):

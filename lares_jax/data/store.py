@@ -17,6 +17,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -31,7 +32,6 @@ from lares_jax.errors import InputError
 
 FORMAT_VERSION = 1
 PARTS = ('train', 'valid', 'test')
-_ARRAYS = {'items': np.int32, 'offsets': np.int64, 'valid_start': np.int64, 'test_start': np.int64}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -55,12 +55,22 @@ class Store:
     """
     directory = os.fspath(directory)
     meta = _read_meta(directory)
-    names = [*_ARRAYS, 'times'] if 'times.npy' in meta['files'] else [*_ARRAYS]
-    arrays = {name: _read_array(directory, name) for name in names}
-    _check(directory, arrays, meta)
-    return cls(
-      directory, arrays['items'], arrays.get('times'), arrays['offsets'], arrays['valid_start'],
-      arrays['test_start'], meta)
+    users, interactions = meta['counts']['users'], meta['counts']['interactions']
+    items_N = _read_array(directory, 'items', np.int32, interactions)
+    times = 'times.npy' in meta['files']
+    times_N = _read_array(directory, 'times', np.int64, interactions) if times else None
+    offsets = _read_array(directory, 'offsets', np.int64, users + 1)
+    valid_start_U, test_start_U = (
+      _read_array(directory, name, np.int64, users) for name in ('valid_start', 'test_start'))
+    if offsets[0] != 0 or offsets[-1] != interactions:
+      raise _mend(directory, 'offsets.npy', 'does not span items.npy')
+    edges = [('offsets', offsets[:-1]), ('valid_start', valid_start_U), ('test_start', test_start_U),
+             ('offsets', offsets[1:])]
+    for (_, low_U), (name, high_U) in itertools.pairwise(edges):
+      if (low_U > high_U).any():
+        user = int((low_U > high_U).argmax())
+        raise _mend(directory, f'{name}.npy', f'out of order at user {user}')
+    return cls(directory, items_N, times_N, offsets, valid_start_U, test_start_U, meta)
 
   @property
   def num_users(self) -> int:
@@ -173,20 +183,18 @@ def write(
   order_V = by_id_V[np.argsort(-train_count_V[by_id_V], kind='stable')]
   number_V = np.empty(len(order_V), np.int32)
   number_V[order_V] = np.arange(len(order_V), dtype=np.int32)
-  arrays = {
-    'items': number_V[items_N],
-    'offsets': offsets.astype(np.int64, copy=False),
-    'valid_start': valid_start_U.astype(np.int64, copy=False),
-    'test_start': test_start_U.astype(np.int64, copy=False),
-  }
-  if times_N is not None:
-    arrays['times'] = times_N.astype(np.int64, copy=False)
-  item_ids = item_ids[order_V]
+  arrays = {'items': number_V[items_N]}
+  for name, array in {'offsets': offsets, 'valid_start': valid_start_U, 'test_start': test_start_U,
+                      'times': times_N}.items():
+    if array is not None:
+      arrays[name] = array.astype(np.int64, copy=False)
   for name, array in arrays.items():
     np.save(os.path.join(directory, f'{name}.npy'), array)
-  items = pl.DataFrame({'id': item_ids, 'train_count': train_count_V[order_V]})
-  _write_table(items, os.path.join(directory, 'items.arrow'))
-  _write_table(pl.DataFrame({'id': user_ids}), os.path.join(directory, 'users.arrow'))
+  item_ids = item_ids[order_V]
+  tables = {'items': pl.DataFrame({'id': item_ids, 'train_count': train_count_V[order_V]}),
+            'users': pl.DataFrame({'id': user_ids})}
+  for name, table in tables.items():  # what is compressed could not be mapped
+    table.write_ipc(os.path.join(directory, f'{name}.arrow'), compression='uncompressed')
   counts = {'users': len(user_ids), 'items': len(item_ids), 'interactions': len(items_N)}
   fingerprint = _fingerprint(arrays, user_ids, item_ids)
   write_meta(directory, {**meta, 'counts': counts, 'fingerprint': fingerprint})
@@ -239,10 +247,6 @@ def _fingerprint(arrays: Mapping[str, np.ndarray], user_ids: pl.Series, item_ids
   return digest.hexdigest()
 
 
-def _write_table(table: pl.DataFrame, path: str) -> None:
-  table.write_ipc(path, compression='uncompressed')  # what is compressed cannot be mapped
-
-
 def _mend(directory: str, name: str, fault: object) -> InputError:
   path = os.path.join(directory, name)
   return InputError(f'{path}: {fault}; prepare the data set again (python -m lares_jax.prepare)')
@@ -269,14 +273,13 @@ def _read_meta(directory: str) -> dict[str, Any]:
   return meta
 
 
-def _read_array(directory: str, name: str) -> np.ndarray:
+def _read_array(directory: str, name: str, dtype: type, length: int) -> np.ndarray:
   try:
     array = np.load(os.path.join(directory, f'{name}.npy'), mmap_mode='r')
   except (OSError, ValueError, EOFError):
     raise _mend(directory, f'{name}.npy', 'not a readable array') from None
-  dtype = _ARRAYS.get(name, np.int64)
-  if array.ndim != 1 or array.dtype != dtype:
-    fault = f'{array.dtype} of shape {array.shape} where {np.dtype(dtype)} of one axis belongs'
+  if array.shape != (length,) or array.dtype != dtype:
+    fault = f'{array.dtype} of shape {array.shape} where {np.dtype(dtype)} of shape {(length,)} belongs'
     raise _mend(directory, f'{name}.npy', fault)
   return array
 
@@ -289,21 +292,3 @@ def _read_table(directory: str, name: str, length: int) -> pl.DataFrame:
   if len(table) != length or 'id' not in table.columns:
     raise _mend(directory, name, f'{len(table)} rows where meta.json counts {length}')
   return table
-
-
-def _check(directory: str, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
-  counts = meta['counts']
-  lengths = {'items': counts['interactions'], 'times': counts['interactions']}
-  for name, array in arrays.items():
-    expected = lengths.get(name, counts['users'] + (name == 'offsets'))
-    if len(array) != expected:
-      fault = f'{len(array)} entries where meta.json counts {expected}'
-      raise _mend(directory, f'{name}.npy', fault)
-  offsets = arrays['offsets']
-  if offsets[0] != 0 or offsets[-1] != counts['interactions']:
-    raise _mend(directory, 'offsets.npy', 'does not span items.npy')
-  edges = [offsets[:-1], arrays['valid_start'], arrays['test_start'], offsets[1:]]
-  names = ('valid_start', 'test_start', 'offsets')
-  for name, low, high in zip(names, edges[:-1], edges[1:], strict=True):
-    if (low > high).any():
-      raise _mend(directory, f'{name}.npy', f'out of order at user {int((low > high).argmax())}')

@@ -10,10 +10,9 @@ The generative process, for interests k, routes r, stages j of a route, items v 
                   otherwise:               (r, j + 1 modulo the route's length)_t
     item_t      ~ e(v | route[r, j]_t) (1 + habit n_t(v)) / sum,     n_t(v) = [item_1..t-1 = v] times
 
-A route is a cycle through some of the interests. Each interest lies on several routes, with other
-interests after it, so the last item does not tell what comes next: that takes the route, which
-shows in the items before; and which items of the next interest a user is fond of shows in all the
-history. Nothing but items is observed.
+Each interest lies on several routes, with other interests after it, so the last item does not tell
+what comes next: that takes the route, which shows in the items before; and which items of the next
+interest a user is fond of shows in all the history. Nothing but items is observed.
 
 Given the items, n_t is known, so routes and stages are a hidden Markov chain: the forward algorithm
 gives p(item_t+1 | item_1..t) exactly, and ranking by it is the best that any model can do. As users
@@ -25,12 +24,12 @@ an item at the step at hand.
 
 import dataclasses
 import os
-from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 from scipy import stats
 
+from lares_jax import metrics
 from lares_jax.errors import InputError
 
 _FIRST_SECOND = 1_704_067_200  # 2024-01-01, in Unix time
@@ -85,14 +84,6 @@ class World:
         raise InputError(f'the built-in data set needs {need}; given {self}')
 
 
-class RawLog(NamedTuple):
-  """Interactions in order of time, each user's times rising: ids as text, times in seconds."""
-
-  users_N: np.ndarray
-  items_N: np.ndarray
-  times_N: np.ndarray
-
-
 def tables(world: World) -> tuple[np.ndarray, np.ndarray]:
   """What users share: the interests along each route, int64 [R, J], and e(v | k) [K, V]."""
   rng = np.random.default_rng([world.seed, 0])
@@ -128,27 +119,27 @@ def histories(world: World) -> tuple[np.ndarray, np.ndarray]:
   return np.where(np.arange(steps) < length_U[:, None], items_UxT, -1), length_U
 
 
-def generate(world: World) -> RawLog:
-  """The raw log, a day between a user's items on average; item 7 is called item-0007."""
+def generate(world: World) -> pl.DataFrame:
+  """The raw log in order of time: user_id and item_id (item 7 is item-0007), timestamp in seconds.
+
+  There is a day between a user's items on average.
+  """
   items_UxT, length_U = histories(world)
   rng = np.random.default_rng([world.seed, 2])
   gaps_UxT = 1 + rng.exponential(_DAY, items_UxT.shape).astype(np.int64)
   start_Ux1 = _FIRST_SECOND + rng.integers(365 * _DAY, size=(world.num_users, 1))
   real_UxT = items_UxT >= 0
-  times_N = (start_Ux1 + gaps_UxT.cumsum(1))[real_UxT]
-  order_N = np.argsort(times_N, kind='stable')
-  user_ids = np.array([f'user-{u:04}' for u in range(world.num_users)])
-  item_ids = np.array([f'item-{v:04}' for v in range(world.num_items)])
-  users_N = np.repeat(user_ids, length_U)
-  return RawLog(users_N[order_N], item_ids[items_UxT[real_UxT]][order_N], times_N[order_N])
+  name = lambda kind, number_N: [f'{kind}-{number:04}' for number in number_N]
+  return pl.DataFrame({
+    'user_id': name('user', np.repeat(np.arange(world.num_users), length_U)),
+    'item_id': name('item', items_UxT[real_UxT]),
+    'timestamp': (start_Ux1 + gaps_UxT.cumsum(1))[real_UxT]}).sort('timestamp', maintain_order=True)
 
 
 def write(world: World, path: str | os.PathLike[str]) -> None:
-  """Writes the raw log as CSV with the columns user_id, item_id and timestamp."""
-  log = generate(world)
-  aside = f'{os.fspath(path)}.part'
-  columns = {'user_id': log.users_N, 'item_id': log.items_N, 'timestamp': log.times_N}
-  pl.DataFrame(columns).write_csv(aside)
+  """Writes the raw log as CSV."""
+  aside = f'{os.fspath(path)}.{os.getpid()}.part'  # another process may be at it, too
+  generate(world).write_csv(aside)
   os.replace(aside, path)
 
 
@@ -187,27 +178,22 @@ def oracle(world: World) -> np.ndarray:
   return predictive(world, items_UxT, length_U - 1)
 
 
-def ranking_metrics(
-  world: World, scores_UxV: np.ndarray, realised: bool = False, k: int = 10
-) -> dict[str, float]:
-  """Recall@k, NDCG@k and MRR on test when `scores_UxV` rank all items, ties counting half.
+def ranking_metrics(world: World, scores_UxV: np.ndarray, realised: bool = False) -> dict[str, float]:
+  """Recall@10, NDCG@10 and MRR on test when `scores_UxV` rank all items, ties counting half.
 
   Expected over the true probabilities, so free of the luck of the draw; or realised, on the targets
   that were drawn, as a model is measured.
   """
-  rank_UxV = stats.rankdata(-scores_UxV, axis=1) - 1
   if realised:
     items_UxT, length_U = histories(world)
     target_Ux1 = np.take_along_axis(items_UxT, length_U[:, None] - 1, 1)
     weight_UxV = target_Ux1 == np.arange(world.num_items)
   else:
     weight_UxV = oracle(world)
-  hit_UxV = (rank_UxV < k).astype(float)
-  gains = {f'recall@{k}': hit_UxV, f'ndcg@{k}': hit_UxV / np.log2(rank_UxV + 2),
-           'mrr': 1 / (rank_UxV + 1)}
-  return {name: float((gain * weight_UxV).sum(1).mean()) for name, gain in gains.items()}
+  gains = metrics.per_user(stats.rankdata(-scores_UxV, axis=1) - 1, (10,))
+  return {name: float((gain_UxV * weight_UxV).sum(1).mean()) for name, gain_UxV in gains.items()}
 
 
-def best_metrics(world: World, realised: bool = False, k: int = 10) -> dict[str, float]:
+def best_metrics(world: World, realised: bool = False) -> dict[str, float]:
   """Metrics of ranking by the true probabilities: no model can expect more on this data set."""
-  return ranking_metrics(world, oracle(world), realised, k)
+  return ranking_metrics(world, oracle(world), realised)

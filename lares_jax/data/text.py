@@ -1,12 +1,16 @@
 """Text embeddings of a data set's items, for models that read text: text.npy, float32 [V, W].
 
-    python -m lares_jax.data.text --data=DIR --input=meta.jsonl.gz --item=parent_asin --title=title
+    python -m lares_jax.data.text --data=DIR --input=meta.jsonl.gz --item=parent_asin --title=title \
+        [--encoder=NAME]
 
 The table stands beside the items in DIR, row v for item v; an item without a title gets zeros.
 """
 
+import functools
+import hashlib
 import os
 import sys
+import zlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -76,6 +80,25 @@ def load(store: Store, width: int, rows: int) -> np.ndarray:
   """The text table of a data set with `rows` >= V rows, those beyond the items zero [rows, W].
 
   Raises:
+    InputError: see `opened`.
+  """
+  table_VxW = opened(store, width)
+  return np.pad(table_VxW.astype(np.float32), [(0, rows - len(table_VxW)), (0, 0)])
+
+
+def fingerprint(store: Store, width: int) -> str:
+  """Changes whenever an embedding does.
+
+  Raises:
+    InputError: see `opened`.
+  """
+  return hashlib.sha256(np.ascontiguousarray(opened(store, width)).data).hexdigest()
+
+
+def opened(store: Store, width: int) -> np.ndarray:
+  """The text table of a data set, mapped into memory [V, W].
+
+  Raises:
     InputError: there is none, or it does not fit the data set, or is not `width` wide.
   """
   path = os.path.join(store.directory, _FILE)
@@ -95,9 +118,21 @@ def load(store: Store, width: int, rows: int) -> np.ndarray:
   bad_V = ~np.isfinite(table_VxW).all(axis=1)
   if bad_V.any():
     raise InputError(f'{path}: row {int(bad_V.argmax())} is not finite; make it again')
-  out = np.zeros((rows, width), np.float32)
-  out[: len(table_VxW)] = table_VxW
-  return out
+  return table_VxW
+
+
+def word_encoder(width: int = 128) -> Encode:
+  """No model at all: the sum of a text's words, each a random direction of its own, at length one."""
+
+  @functools.cache
+  def direction(word: str) -> np.ndarray:
+    return np.random.default_rng(zlib.crc32(word.encode())).normal(size=width)
+
+  def encode(texts: Sequence[str]) -> np.ndarray:
+    out = np.stack([sum(map(direction, t.lower().split()), np.zeros(width)) for t in texts])
+    return out / np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-9)
+
+  return encode
 
 
 def sentence_encoder(name: str) -> Encode:
@@ -127,7 +162,8 @@ def main(argv: list[str]) -> None:
       raise InputError(f'--{name} is missing; --help shows an example')
   store = Store.open(values['data'])
   title_V = titles(store, values['input'], values['item'], values['title'])
-  path = write(store, title_V, sentence_encoder(values['encoder']))
+  encoder = values['encoder']
+  path = write(store, title_V, word_encoder() if encoder == 'words' else sentence_encoder(encoder))
   count, width = np.load(path, mmap_mode='r').shape
   print(f'wrote {path}: {count:,} items of {width} dimensions, {title_V.count(""):,} without a title')
 
@@ -138,5 +174,6 @@ if __name__ == '__main__':
   flags.DEFINE_string('item', None, 'Their column of raw item ids.')
   flags.DEFINE_string('title', None, 'Their column of titles.')
   flags.DEFINE_string('encoder', 'sentence-transformers/sentence-t5-base',
-                      'A sentence-transformers model, by name or directory.')
+                      'A sentence-transformers model, by name or directory; or words: sums of '
+                      'random directions, 128 wide, which need nothing installed.')
   front_door(main)

@@ -17,17 +17,15 @@ Sources: Cloud TPU documentation, NVIDIA H200 data sheet; exponentials: a regist
 and core (TPU compiler), 16 a cycle and multiprocessor, 132 of them at 1.98 GHz (CUDA programming
 guide, compute capability 9.0). A TPU's clock follows from its peak.
 
-Compiled for these chips (jax 0.10.2, M 4,096, V 10^6): cycles per 1,024 scores, and temporaries of
-the likelihood with its gradient. None of this is a measurement.
+Compiled for these chips (jax 0.10.2, M 4,096, V 10^6), not measured: cycles per 1,024 scores by the
+compiler's schedule (kernel) or XLA's estimate (plain; it overrates exponentials), and temporaries of
+the likelihood with its gradient. The sure gain is the memory.
 
   chip   kernel: forward, backward   plain: forward, backward   temporaries: kernel, plain
   v5e    2.3   4.9                   22.8   19.7                  0 MB     514 MB
   v5p    2.3   5.1                   14.5   16.6                 12 MB   1,044 MB
   v6e    2.2   3.0                   13.3   12.0                  0 MB   1,026 MB
   H200                                                          258 MB     270 MB
-
-Kernel: the compiler's schedule of its inner loop. Plain: XLA's estimates, which overrate the cost
-of exponentials: on v5e its loops could take as little as 3.0 and 4.0. The sure gain is the memory.
 """
 
 import jax
@@ -41,13 +39,13 @@ from lares_jax.share import Share
 
 def likelihood(share: Share, query_MxD, target_M, real_M) -> tuple[jax.Array, jax.Array]:
   """(Log-sum-exp of the scores with the share's items, score of the target or 0 if elsewhere)."""
-  args = share, query_MxD, target_M, real_M
 
   def of_plain():
     score_M = pair_scores(query_MxD, share.lookup(target_M), share.config)
     return plain.log_sum_exp(share, query_MxD, real_M), jnp.where(real_M, score_M, 0.0)
 
-  return _choose(share, lambda *kernel: forward(*kernel, *args), of_plain)
+  return _choose(share, of_plain, lambda kernel, interpret: forward(
+    kernel, interpret, share, query_MxD, target_M, real_M))
 
 
 def gradients(share: Share, query_MxD, target_M, real_M, lse_M, g_lse_M, g_target_M):
@@ -55,7 +53,6 @@ def gradients(share: Share, query_MxD, target_M, real_M, lse_M, g_lse_M, g_targe
 
   `lse_M` is that of the whole catalogue, so each share's gradient is a part of the whole one.
   """
-  of_query = target_M, real_M, lse_M, g_lse_M, g_target_M
 
   def of_plain():
     score = lambda query, item: pair_scores(query, item, share.config)
@@ -65,20 +62,21 @@ def gradients(share: Share, query_MxD, target_M, real_M, lse_M, g_lse_M, g_targe
       share, query_MxD, real_M, lse_M, g_lse_M, share.scatter(target_M, d_item_MxD))
     return d_query_MxD + d_target_query_MxD, d_table_RxD
 
-  return _choose(share, lambda *kernel: backward(*kernel, share, query_MxD, *of_query), of_plain)
+  return _choose(share, of_plain, lambda kernel, interpret: backward(
+    kernel, interpret, share, query_MxD, target_M, real_M, lse_M, g_lse_M, g_target_M))
 
 
 def count_above(share: Share, query_MxD, real_M, target_M, low_M, high_M, hidden_MxH) -> jax.Array:
   """As `share.count_above`; where there are items to hide, it is that."""
-  args = share, query_MxD, target_M, real_M, (low_M, high_M), False
   of_plain = lambda: plain.count_above(
     share, query_MxD, real_M, target_M, low_M, high_M, hidden_MxH)
   if hidden_MxH.shape[1]:
     return of_plain()
-  return _choose(share, lambda *kernel: forward(*kernel, *args)[0], of_plain)
+  return _choose(share, of_plain, lambda kernel, interpret: forward(
+    kernel, interpret, share, query_MxD, target_M, real_M, (low_M, high_M), wanted=False)[0])
 
 
-def _choose(share: Share, of_kernel, of_plain):
+def _choose(share: Share, of_plain, of_kernel):
   """of_kernel(module, interpreted) by the machine that the code is compiled for, or of_plain()."""
   if share.config.kernel != 'pallas':
     return of_plain()

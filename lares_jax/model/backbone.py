@@ -36,7 +36,11 @@ class Context(NamedTuple):
   visible_Bx1xLxL: jax.Array  # bool: query l may look at key k
   real_BxL: jax.Array
   position_BxL: jax.Array
-  time_BxL: jax.Array | None  # int32, ticks since the segment's start; None: unknown
+  time_BxL: jax.Array | None  # int32, ticks since the segment's start; None, or below 0: unknown
+  # Where each token thinks by itself (transformer only): what it looks at in place of the others'
+  # own states, and what it thought before, which it alone sees; beside these it sees itself.
+  memory_BxLxD: jax.Array | None = None
+  thoughts: tuple[jax.Array, ...] = ()  # [B, L, D] each
 
   @classmethod
   def of(cls, rows: Rows) -> 'Context':

@@ -3,19 +3,20 @@
 Zhai et al., "Actions Speak Louder than Words" (arXiv 2402.17152). Two things differ from there: a
 weight is divided by the number of tokens the query sees instead of by the row's length, so that a
 history's states do not depend on its company in the row; and gaps in time are those between the
-tokens themselves, since the time of the item to come is not known when one recommends.
+tokens themselves, since the time of the item to come is not known when one recommends. A raw
+history has no times at all: for it one more bucket stands, which training learns from the rows
+whose times its batches hide (data/batches.py).
 """
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from lares_jax.errors import InputError
 from lares_jax.model.backbone import BackboneConfig, Context, Norm, dense
 from lares_jax.model.dropout import Dropout
 
 _EPSILON = 1e-6  # of this backbone's norms
-_TIME_BUCKETS = 32  # bucket b: gaps of b binary digits, so 0, 1, 2..3, 4..7, ... ticks
+_TIME_BUCKETS = 32  # bucket b: gaps of b binary digits, so 0, 1, 2..3, 4..7, ... ticks; and unknown
 
 
 class HstuLayer(nn.Module):
@@ -48,9 +49,11 @@ class HstuLayer(nn.Module):
     bias_Bx1xLxL = bias_P[jnp.clip(distance_LxL, 0, c.distances - 1)][None, None]
     if not c.times:
       return bias_Bx1xLxL
-    if context.time_BxL is None:
-      raise InputError('model.backbone.times=True needs the time of every interaction: '
-                       'set it to False for histories without')
-    gap_BxLxL = context.time_BxL[:, :, None] - context.time_BxL[:, None, :]
+    time_BxL = context.time_BxL
+    if time_BxL is None:
+      time_BxL = jnp.full_like(context.position_BxL, -1)
+    gap_BxLxL = time_BxL[:, :, None] - time_BxL[:, None, :]
     digits_BxLxL = 32 - jax.lax.clz(jnp.maximum(gap_BxLxL, 0))
-    return bias_Bx1xLxL + self.param('time_bias', normal, (_TIME_BUCKETS,))[digits_BxLxL][:, None]
+    bucket_BxLxL = jnp.where(time_BxL[:, :, None] < 0, _TIME_BUCKETS, digits_BxLxL)
+    bias_K = self.param('time_bias', normal, (_TIME_BUCKETS + 1,))
+    return bias_Bx1xLxL + bias_K[bucket_BxLxL][:, None]

@@ -3,6 +3,8 @@
     x   = dropout(LN(E[item] + P[position]))
     H   = pre(x)
     Z_i = core(LN(f(Z_{i-1}, H))),  i = 1..T          one nn.scan; the same weights at every step
+
+Two ablations depart from this: `refine` and `core_blocks` of ModelConfig.
 """
 
 import dataclasses
@@ -40,6 +42,10 @@ class ModelConfig:
   positions: int = 50  # longest history that is read
   pre_layers: int = 2
   core_layers: int = 2  # 0: no reasoning, the plain backbone
+  core_blocks: int = 1  # with weights of their own, taken in turn by the steps; 1: all steps tied
+  refine: str = 'all'  # every token; or last: each as if it alone were refined, beside the H of others
+  reasoner: str = 'lares'  # or erl, prl: ReaRec (model/rearec.py) thinks in place of the core-block
+  thoughts: int = 2  # T of ReaRec
   combine: str = 'add'  # f(Z, H): add, concat or gated
   initial: str = 'normal'  # Z_0: normal, zero, or normal_zero (noise in training only)
   initial_std: float = 1.0
@@ -52,7 +58,8 @@ class ModelConfig:
 
   def __post_init__(self):
     choices = dict(combine=('add', 'concat', 'gated'), initial=('normal', 'zero', 'normal_zero'),
-                   core_mask=('step', 'shared'))
+                   core_mask=('step', 'shared'), refine=('all', 'last'),
+                   reasoner=('lares', 'erl', 'prl'))
     for key, allowed in choices.items():
       if getattr(self, key) not in allowed:
         raise InputError(f'model.{key}={getattr(self, key)!r}: use one of {", ".join(allowed)}')
@@ -61,11 +68,24 @@ class ModelConfig:
     if self.backbone.width % self.backbone.heads:
       raise InputError(f'model.backbone.width={self.backbone.width} is not a multiple of '
                        f'heads={self.backbone.heads}')
+    if self.backbone.times and self.backbone.name != 'hstu':
+      raise InputError('model.backbone.times=True: only backbone.name=hstu reads times')
+    alone = self.refine == 'last' or self.reasoner != 'lares'
+    if alone and (self.backbone.name != 'transformer' or not self.causal):
+      raise InputError('model.refine=last and model.reasoner=erl or prl: only '
+                       'backbone.name=transformer without fusion can do this')
+    if self.core_blocks < 1:
+      raise InputError(f'model.core_blocks={self.core_blocks}: use 1 (tied weights) or more')
 
   @property
   def causal(self) -> bool:
     """Whether no token sees a later one; if not, a row must hold one history and score its last."""
     return self.backbone.name not in NOT_CAUSAL and self.fusion.name == 'none'
+
+  @property
+  def recurrent(self) -> bool:
+    """Whether a step depends on nothing but the state, so that one can go on from any state."""
+    return self.core_layers > 0 and self.core_blocks == 1 and self.reasoner == 'lares'
 
 
 class Reasoning(NamedTuple):
@@ -94,10 +114,32 @@ class Step(nn.Module):
       gate = nn.sigmoid(self.param('gate', nn.initializers.zeros, ())).astype(z_BxLxD.dtype)
       x_BxLxD = gate * z_BxLxD + (1 - gate) * h_BxLxD
     x_BxLxD = Norm(name='step_norm')(x_BxLxD)
+    if c.refine == 'last':
+      others_LxL = ~jnp.eye(x_BxLxD.shape[1], dtype=bool)
+      context = context._replace(visible_Bx1xLxL=context.visible_Bx1xLxL & others_LxL[None, None],
+                                 memory_BxLxD=h_BxLxD)
     for n in range(c.core_layers):
       layer = LAYERS[c.backbone.name](c.backbone, c.core_dropout, name=f'core_{n}')
       x_BxLxD = layer(x_BxLxD, context, train)
     return x_BxLxD
+
+
+class _Blocks(nn.Module):
+  """Step i through the block i modulo `core_blocks`."""
+
+  config: ModelConfig
+  block: Callable
+
+  def setup(self):
+    self.blocks = [self.block(self.config) for _ in range(self.config.core_blocks)]
+
+  def __call__(self, z_BxLxD, h_BxLxD, context: Context, train: bool, i):
+    through = lambda n: lambda self, z_BxLxD: self.blocks[n](z_BxLxD, h_BxLxD, context, train)
+    choices = [through(n) for n in range(self.config.core_blocks)]
+    if self.is_initializing():  # all of them
+      z_BxLxD, *_ = [choice(self, z_BxLxD) for choice in choices]
+      return z_BxLxD
+    return nn.switch(i % self.config.core_blocks, choices, self, z_BxLxD)
 
 
 class _ScannedStep(nn.Module):
@@ -109,10 +151,12 @@ class _ScannedStep(nn.Module):
   def __call__(self, carry, i, h_BxLxD, context, depth_B, pick, place_BxA, train):
     z_BxLxD, picked_BxLxD = carry
     block = nn.remat(Step, static_argnums=(4,)) if self.config.remat else Step
-    step = block(self.config, name='step')
+    tied = self.config.core_blocks == 1
+    step = block(self.config, name='step') if tied else _Blocks(self.config, block, name='step')
+    turn = () if tied else (i,)
 
     def think(step, z_BxLxD):
-      new_BxLxD = step(z_BxLxD, h_BxLxD, context, train)
+      new_BxLxD = step(z_BxLxD, h_BxLxD, context, train, *turn)
       new_BxLxD = jnp.where((i < depth_B)[:, None, None], new_BxLxD, z_BxLxD)
       real_BxL = context.real_BxL & (i < depth_B)[:, None]
       return new_BxLxD, _distance(z_BxLxD, new_BxLxD, real_BxL)
@@ -174,6 +218,14 @@ class Lares(nn.Module):
 
   def prelude(self, rows: Rows, train: bool = False) -> jax.Array:
     """H [B, L, D]: the pre-block's view of every token."""
+    x_BxLxD = self.embedded(rows, train)
+    with jax.named_scope('pre'):
+      for layer in self.pre:
+        x_BxLxD = layer(x_BxLxD, Context.of(rows), train)
+    return x_BxLxD
+
+  def embedded(self, rows: Rows, train: bool) -> jax.Array:
+    """x [B, L, D]: what the first layer reads."""
     c = self.config
     with jax.named_scope('embed'):
       item_BxLxD = jnp.where(rows.real_BxL[..., None], self.lookup(self.item_VxD, rows.item_BxL), 0.0)
@@ -183,11 +235,7 @@ class Lares(nn.Module):
         item_BxLxD = self.fusion(item_BxLxD, text_BxLxW, train)
       x_BxLxD = item_BxLxD + self.position_PxD[jnp.minimum(rows.position_BxL, c.positions - 1)]
       x_BxLxD = self.input_norm(x_BxLxD.astype(c.backbone.dtype))
-      x_BxLxD = self.input_dropout(x_BxLxD, train)
-    with jax.named_scope('pre'):
-      for layer in self.pre:
-        x_BxLxD = layer(x_BxLxD, Context.of(rows), train)
-    return x_BxLxD
+      return self.input_dropout(x_BxLxD, train)
 
   def reason(self, h_BxLxD, rows: Rows, z_BxLxD, depth_B, cap: int, train: bool = False,
              pick=None, place_BxA=None) -> Reasoning:

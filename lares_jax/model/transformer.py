@@ -17,15 +17,24 @@ class Attention(nn.Module):
   @nn.compact
   def __call__(self, x_BxLxD, context: Context, train: bool):
     c = self.config
-    split = lambda x: x.reshape(*x.shape[:2], c.heads, c.width // c.heads)
-    query, key, value = (split(dense(c.width, c, n)(x_BxLxD)) for n in ('query', 'key', 'value'))
-    att_BxHxLxL = jnp.einsum('blhd,bkhd->bhlk', query, key).astype(jnp.float32)
-    att_BxHxLxL = att_BxHxLxL * (c.width // c.heads) ** -0.5
+    memory_BxLxD = x_BxLxD if context.memory_BxLxD is None else context.memory_BxLxD
+    split = lambda x: x.reshape(*x.shape[:-1], c.heads, c.width // c.heads)
+    query, key, value = (dense(c.width, c, name) for name in ('query', 'key', 'value'))
+    query_BxLxHxd = split(query(x_BxLxD))
+    att_BxHxLxL = jnp.einsum('blhd,bkhd->bhlk', query_BxLxHxd, split(key(memory_BxLxD)))
     # A finite floor: filling that sees nothing gets an average, not NaN.
-    att_BxHxLxL = jax.nn.softmax(jnp.where(context.visible_Bx1xLxL, att_BxHxLxL, -1e9))
-    att_BxHxLxL = Dropout(self.rate)(att_BxHxLxL.astype(c.dtype), train)
-    mixed_BxLxD = jnp.einsum('bhlk,bkhd->blhd', att_BxHxLxL, value).reshape(x_BxLxD.shape)
-    out_BxLxD = Dropout(self.rate)(dense(c.width, c, 'dense')(mixed_BxLxD), train)
+    att = jnp.where(context.visible_Bx1xLxL, att_BxHxLxL.astype(jnp.float32), -1e9)
+    if context.memory_BxLxD is not None:
+      own_BxLxOxD = jnp.stack([*context.thoughts, x_BxLxD], axis=2)
+      att_BxHxLxO = jnp.einsum('blhd,blohd->bhlo', query_BxLxHxd, split(key(own_BxLxOxD)))
+      att = jnp.concatenate([att, att_BxHxLxO.astype(jnp.float32)], axis=-1)
+    att = jax.nn.softmax(att * (c.width // c.heads) ** -0.5)
+    att = Dropout(self.rate)(att.astype(c.dtype), train)
+    others, own = jnp.split(att, [x_BxLxD.shape[1]], axis=-1)
+    mixed = jnp.einsum('bhlk,bkhd->blhd', others, split(value(memory_BxLxD)))
+    if context.memory_BxLxD is not None:
+      mixed += jnp.einsum('bhlo,blohd->blhd', own, split(value(own_BxLxOxD)))
+    out_BxLxD = Dropout(self.rate)(dense(c.width, c, 'dense')(mixed.reshape(x_BxLxD.shape)), train)
     return Norm(name='norm')(x_BxLxD + out_BxLxD)
 
 

@@ -20,10 +20,12 @@ from lares_jax.scoring import unit
 
 @dataclasses.dataclass(frozen=True)
 class PretrainConfig:
-  """Weights and form of the three terms: CE + alpha * trajectory + gamma * step."""
+  """Weights and form of the terms: CE + alpha * trajectory + gamma * step (+ early * CE)."""
 
   alpha: float = 0.1
   gamma: float = 0.5
+  gamma_view: str = 'step'  # what gamma aligns with: a step; or dropout: another forward of the row
+  early: float = 0.0  # weight of a cross-entropy at a step drawn from all, besides the last step's
   similarity: str = 'dot'  # of the alignment terms: dot or cos
   tau: float = 1.0
   mask_same_target: bool = False  # leave out false negatives: other histories with the same target
@@ -34,6 +36,8 @@ class PretrainConfig:
       raise InputError(f'pretrain.similarity={self.similarity!r}: use dot or cos')
     if self.views not in ('shared', 'separate'):
       raise InputError(f'pretrain.views={self.views!r}: use shared or separate')
+    if self.gamma_view not in ('step', 'dropout'):
+      raise InputError(f'pretrain.gamma_view={self.gamma_view!r}: use step or dropout')
 
 
 class Draw(NamedTuple):
@@ -59,7 +63,11 @@ def infonce(view_PxD, other_PxD, tau: float, negative_PxP) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class Pretrain:
-  """The loss of phase one: `objective(params, None, batch, draw, key) -> (loss, metrics)`."""
+  """The loss of phase one: `objective(params, None, batch, draw, key) -> (loss, metrics)`.
+
+  At depth 0 with `gamma_view='dropout'` it is DuoRec's (Qiu et al., WSDM 2022): the alignments are of
+  the histories with the same target, and of two dropouts of the same history.
+  """
 
   model: Lares
   catalogue: Catalogue
@@ -69,7 +77,8 @@ class Pretrain:
   @property
   def aligns(self) -> bool:
     """Whether a batch needs partners."""
-    return bool(self.depth.mean) and (self.config.alpha > 0 or self.config.gamma > 0)
+    c = self.config
+    return bool(self.depth.mean or c.gamma_view == 'dropout') and (c.alpha > 0 or c.gamma > 0)
 
   def draw(self, generator: np.random.Generator) -> Draw:
     steps = depth.draw(self.depth, generator)
@@ -92,22 +101,31 @@ class Pretrain:
                               pick=pick, train=True, rngs={'dropout': key})
 
     out = think(batch.rows, initial[0], keys[0])
-    query_BxAxD = at_places(out.state_BxLxD, batch.place_BxA)
     scored_M = batch.scored_BxA.reshape(-1)
-    likelihood = self.catalogue.likelihood(
-      query_BxAxD.reshape(-1, query_BxAxD.shape[-1]).astype(jnp.float32),
-      batch.target_BxA.reshape(-1), scored_M, params['item'],
-      jax.random.fold_in(keys[0], 1))
     targets = jnp.maximum(scored_M.sum(), 1)
-    loss = -jnp.where(scored_M, likelihood.logprob_M, 0.0).sum() / targets
+
+    def cross_entropy(state_BxLxD, key):
+      query_BxAxD = at_places(state_BxLxD, batch.place_BxA).astype(jnp.float32)
+      likelihood = self.catalogue.likelihood(
+        query_BxAxD.reshape(scored_M.shape[0], -1), batch.target_BxA.reshape(-1), scored_M,
+        params['item'], key)
+      return -jnp.where(scored_M, likelihood.logprob_M, 0.0).sum() / targets
+
+    loss = cross_entropy(out.state_BxLxD, jax.random.fold_in(keys[0], 1))
     metrics = {'cross_entropy': loss, 'targets': targets, 'depth': steps,
                'distance_first': out.distance_T[:1].sum(),
                'distance_last': out.distance_T[jnp.maximum(steps - 1, 0)] if self.depth.cap else 0.0}
+    if self.config.early > 0 and out.picked_BxLxD is not None:
+      metrics['early'] = cross_entropy(out.picked_BxLxD, jax.random.fold_in(keys[0], 2))
+      loss += self.config.early * metrics['early']
     if batch.partner is None or not self.aligns:
       return loss, metrics
 
+    dropout, again = self.config.gamma_view == 'dropout' and self.config.gamma > 0, out
+    if self.config.views == 'separate' or dropout:
+      again = think(batch.rows, initial[2], keys[2])
     if self.config.views == 'separate':
-      out = think(batch.rows, initial[2], keys[2])
+      out, again = again, out
     negative_PxP = self._negatives(batch)
     view = lambda x_BxLxD, place_P: self._view(x_BxLxD.reshape(-1, x_BxLxD.shape[-1])[place_P])
     last_PxD = view(out.state_BxLxD, batch.anchor_P)
@@ -117,10 +135,11 @@ class Pretrain:
       metrics['trajectory'] = infonce(last_PxD, partner_PxD, self.config.tau, negative_PxP)
       loss += self.config.alpha * metrics['trajectory']
     if self.config.gamma > 0:
-      picked_PxD = view(out.picked_BxLxD, batch.anchor_P)
-      step = infonce(last_PxD, picked_PxD, self.config.tau, negative_PxP)
-      metrics['step'] = jnp.where(steps > 1, step, 0.0)
-      loss += self.config.gamma * metrics['step']
+      other_PxD = view(again.state_BxLxD if dropout else out.picked_BxLxD, batch.anchor_P)
+      term = infonce(last_PxD, other_PxD, self.config.tau, negative_PxP)
+      term = term if dropout else jnp.where(steps > 1, term, 0.0)
+      metrics[self.config.gamma_view] = term
+      loss += self.config.gamma * term
     return loss, metrics
 
   def _view(self, x_PxD):

@@ -51,11 +51,9 @@ MEMORY = {'v4': 32, 'v5e': 16, 'v5p': 95, 'v6e': 32, 'h200': 141}  # GiB a chip
 
 def main(argv: list[str]) -> int:
   del argv
-  if _CONFIG.value is None:
-    raise InputError('give --config=configs/NAME.py')
+  config = config_lib.of_flag(_CONFIG.value)
   devices, kind = topology(_TOPOLOGY.value, _SLICES.value)
-  experiment = Unbuilt(config_lib.of_flag(_CONFIG.value), pathlib.Path('.'), _ITEMS.value,
-                       tuple(devices))
+  experiment = Unbuilt(config, pathlib.Path(), _ITEMS.value, tuple(devices))
   shape = experiment.mesh.shape
   print(f'{_TOPOLOGY.value} x {_SLICES.value}: {len(devices)} chips, mesh data {shape["data"]} x '
         f'catalogue {shape["catalogue"]}; {experiment.catalogue.items:,} items in '
@@ -73,25 +71,23 @@ def topology(name: str, slices: int) -> tuple[list[Any], str]:
   Raises:
     InputError: no such topology, or the compiler for it is not installed.
   """
-  found = re.fullmatch(r'(v4|v5e|v5p|v6e):(\d+(?:x\d+)*)|h200:(\d+)', name)
-  if not found:
+  if not re.fullmatch(r'(v4|v5e|v5p|v6e):\d+(x\d+)*|h200:\d+', name):
     raise InputError(f'--topology={name}: use v4, v5e, v5p or v6e with the chips along each axis, '
                      'such as v5e:4x4, or h200:8')
-  kind = found[1] or 'h200'
+  kind, _, chips = name.partition(':')
+  options: dict[str, Any] = {'platform': 'tpu', 'topology_name': name}
+  if kind == 'h200':
+    target = pathlib.Path(__file__).with_name('h200.txtpb').read_text(encoding='utf-8')
+    options = {'platform': 'cuda', 'topology_name': kind, 'target_config': target,
+               'topology': f'{slices}x1x{chips}'}
+  elif slices > 1:
+    options['num_slices'] = slices
   try:
-    if kind == 'h200':
-      target = (pathlib.Path(__file__).parent / 'h200.txtpb').read_text(encoding='utf-8')
-      topology = topologies.get_topology_desc(
-        platform='cuda', topology_name='h200', target_config=target,
-        topology=f'{slices}x1x{found[3]}')
-    else:
-      more = {'num_slices': slices} if slices > 1 else {}
-      topology = topologies.get_topology_desc(platform='tpu', topology_name=name, **more)
+    return list(topologies.get_topology_desc(**options).devices), kind
   except (RuntimeError, ValueError, NotImplementedError) as error:
     extra = '--no-deps -r requirements-aot.txt' if kind == 'h200' else '-r requirements-tpu.txt'
     raise InputError(f'--topology={name}: {str(error).splitlines()[0]} (pip install {extra} ?)'
                      ) from None
-  return list(topology.devices), kind
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -108,8 +104,8 @@ class Unbuilt(Experiment):
   @functools.cached_property
   def store(self) -> Store:
     """Enough users of `max_history` items each for a batch, over a catalogue of the wanted size."""
-    items = self.items or Experiment(self.config, self.workdir).store.num_items
     c = self.config
+    items = self.items or Experiment(c, self.workdir).store.num_items
     length = c.data.max_history
     rows = max(c.pretrain.train.batch_rows, c.posttrain.train.batch_rows, c.evaluate.batch_rows)
     offsets = np.arange(rows * (c.data.length // length) + 1) * (length + 3)
@@ -129,28 +125,22 @@ def programs(experiment: Unbuilt) -> dict[str, Any]:
 
 
 def step(experiment: Unbuilt, phase: Phase):
-  mesh = experiment.mesh
+  mesh, train = experiment.mesh, phase.train
+  whole = sharding.replicated(mesh)
   shapes = jax.eval_shape(
-    lambda params: state_lib.create(params, phase.optimizer, phase.train.ema),
-    experiment.abstract_params)
+    lambda params: state_lib.create(params, phase.optimizer, train.ema), experiment.abstract_params)
   places = sharding.of_tree(shapes, mesh)
-  whole = lambda x: jax.ShapeDtypeStruct(np.shape(x), np.asarray(x).dtype,
-                                         sharding=sharding.replicated(mesh))
-  draw = jax.tree.map(whole, phase.objective.draw(np.random.default_rng(0)))
-
-  def train_step(state, reference, batch, draw):
-    return state_lib.train_step(state, reference, batch, draw, objective=phase.objective,
-                                optimizer=phase.optimizer, seed=phase.seed, ema=phase.train.ema)
-
-  jitted = jax.jit(train_step, donate_argnums=0,
-                   out_shardings=(places, sharding.replicated(mesh)))
+  draw = jax.tree.map(np.asarray, phase.objective.draw(np.random.default_rng(0)))
+  draw = abstract(draw, jax.tree.map(lambda _: whole, draw))
+  train_step = functools.partial(state_lib.train_step, objective=phase.objective,
+                                 optimizer=phase.optimizer, seed=phase.seed, ema=train.ema)
+  jitted = jax.jit(train_step, donate_argnums=0, out_shardings=(places, whole))
   batch = abstract_batch(phase.batches.batch(0), mesh)
   return jitted.trace(abstract(shapes, places), phase.reference, batch, draw)
 
 
 def evaluation(experiment: Unbuilt):
-  c, evaluator = experiment.config, experiment.evaluator
-  store = experiment.store
+  c, evaluator, store = experiment.config, experiment.evaluator, experiment.store
   user_M, index_M = store.targets('valid')
   batch = next(eval_batches(store.items_N, store.offsets[user_M], index_M, store.items_N[index_M],
                             c.data, c.evaluate.batch_rows))

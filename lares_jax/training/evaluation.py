@@ -11,7 +11,7 @@ import numpy as np
 import tqdm
 
 from lares_jax.catalogue import Catalogue
-from lares_jax.data.batches import DataConfig, EvalBatch, eval_batches
+from lares_jax.data.batches import Clock, DataConfig, EvalBatch, eval_batches
 from lares_jax.data.store import Store
 from lares_jax.model.lares import Lares, at_places, initial_state
 from lares_jax.training import sharding
@@ -36,6 +36,7 @@ class Evaluator:
   data: DataConfig
   config: EvaluationConfig
   mesh: jax.sharding.Mesh
+  clock: Clock = Clock()
 
   def ranks(self, params, split: str, depths: tuple[int, ...], *, exclude_history: bool = False,
             draw: int = 0) -> np.ndarray:
@@ -46,7 +47,7 @@ class Evaluator:
     user_M, index_M = self.store.targets(split)
     items_N = self.store.items_N
     batches = eval_batches(items_N, self.store.offsets[user_M], index_M, items_N[index_M],
-                           self.data, self.config.batch_rows, hide=exclude_history)
+                           self.data, self.config.batch_rows, exclude_history, self.clock)
     out = np.full((len(depths), len(user_M)), np.nan)
     bar = tqdm.tqdm(total=len(user_M), desc=f'evaluate {split}', unit='user', leave=False,
                     disable=not sys.stderr.isatty())

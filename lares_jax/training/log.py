@@ -1,5 +1,6 @@
 """Where a run says how it goes: metrics.jsonl, TensorBoard, and a progress bar on a terminal."""
 
+import collections
 import json
 import os
 import pathlib
@@ -19,62 +20,43 @@ class Log:
 
   def __init__(self, workdir: pathlib.Path, phase: str, step: int, steps: int):
     self._phase = phase
-    self._path = workdir / 'metrics.jsonl' if processes.first() else pathlib.Path(os.devnull)
-    if processes.first():
-      self._forget_after(step)
-    self._file = open(self._path, 'a', encoding='utf-8')
+    speaks = processes.first()
+    path = workdir / 'metrics.jsonl' if speaks else pathlib.Path(os.devnull)
+    if speaks and path.exists():
+      _forget(path, phase, step)
+    self._file = open(path, 'a', encoding='utf-8')
     self._board = tensorboardX.SummaryWriter(
-      str(workdir / 'tensorboard' / phase), purge_step=step, write_to_disk=processes.first())
+      str(workdir / 'tensorboard' / phase), purge_step=step, write_to_disk=speaks)
     self._bar = tqdm.tqdm(total=steps, initial=step, desc=phase, unit='step', mininterval=0.5,
-                          disable=not (sys.stderr.isatty() and processes.first()))
-    self._sums: dict[str, float] = {}
-    self._count = 0
-    self._targets = 0.0
-    self._since = time.perf_counter()
-
-  def _forget_after(self, step: int) -> None:
-    if not self._path.exists():
-      return
-    kept = []
-    for line in self._path.read_text(encoding='utf-8').splitlines(keepends=True):
-      try:
-        entry = json.loads(line)
-      except json.JSONDecodeError:
-        continue  # cut short by a kill
-      if entry['phase'] != self._phase or entry['step'] <= step:
-        kept.append(line)
-    aside = self._path.with_suffix('.aside')
-    aside.write_text(''.join(kept), encoding='utf-8')
-    os.replace(aside, self._path)
+                          disable=not (sys.stderr.isatty() and speaks))
+    self.restart()
 
   def add(self, metrics: dict[str, float]) -> None:
     """One training step's metrics; they are written as means by `flush`."""
-    self._count += 1
-    self._targets += metrics['targets']
+    self._steps += 1
     for key, value in metrics.items():
-      self._sums[key] = self._sums.get(key, 0.0) + float(value)
+      self._sums[key] += float(value)
     self._bar.update()
 
-  def flush(self, step: int, **extra: float) -> None:
+  def flush(self, step: int) -> None:
     """Means since the last flush, and targets per second."""
-    if self._count:
-      now = time.perf_counter()
-      means = {k: v / self._count for k, v in self._sums.items()}
-      rate = self._targets / (now - self._since)
-      self.write(step, 'train', {**means, **extra, 'targets_per_s': rate})
+    if self._steps:
+      rate = self._sums['targets'] / (time.perf_counter() - self._since)
+      means = {key: total / self._steps for key, total in self._sums.items()}
+      self.write(step, 'train', {**means, 'targets_per_s': rate})
       self._bar.set_postfix_str(f'loss {means["loss"]:.4f}, {rate:,.0f} targets/s')
     self.restart()
 
   def restart(self) -> None:
     """Forgets what was gathered and restarts the clock, so that evaluation does not count."""
-    self._sums, self._count, self._targets = {}, 0, 0.0
+    self._sums, self._steps = collections.defaultdict[str, float](float), 0
     self._since = time.perf_counter()
 
   def write(self, step: int, kind: str, metrics: dict[str, float]) -> None:
     """One line, and the same as TensorBoard scalars."""
     entry = {'phase': self._phase, 'step': step, 'kind': kind}
     # A metric of the same name may not hide the counter, by which a restart forgets lines.
-    entry = {**entry, **{k: float(np.float32(v)) for k, v in metrics.items()}, **entry}
+    entry |= {k: float(np.float32(v)) for k, v in metrics.items() if k not in entry}
     self._file.write(json.dumps(entry) + '\n')
     self._file.flush()
     for key, value in metrics.items():
@@ -89,6 +71,21 @@ class Log:
     self._file.close()
     self._board.close()
     self._bar.close()
+
+
+def _forget(path: pathlib.Path, phase: str, after: int) -> None:
+  """Takes out a phase's lines later than a step, and what a kill cut short."""
+  kept = []
+  for line in path.read_text(encoding='utf-8').splitlines(keepends=True):
+    try:
+      entry = json.loads(line)
+    except json.JSONDecodeError:
+      continue
+    if entry['phase'] != phase or entry['step'] <= after:
+      kept.append(line)
+  aside = path.with_suffix('.aside')
+  aside.write_text(''.join(kept), encoding='utf-8')
+  os.replace(aside, path)
 
 
 def training_seconds(workdir: pathlib.Path, phases: Sequence[str]) -> float:

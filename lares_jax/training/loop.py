@@ -132,7 +132,8 @@ def run(phase: Phase, params, workdir: pathlib.Path, config: dict[str, Any],
 def _loop(phase, state, step, progress, step_of, checkpoints, config, mesh, log, signals) -> None:
   batches = _inputs(phase, step)
   last = None  # metrics of the step before, read only once the next is under way
-  names = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(state.params)]
+  trained, _ = state_lib.split(state.params)
+  names = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(trained)]
   while True:
     over = step >= phase.steps
     due = over or step % phase.eval_every == 0 and (step or phase.validate_first)

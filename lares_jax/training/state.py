@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lares_jax.model.lares import GIVEN
+
 
 class TrainState(NamedTuple):
   """Parameters, optimizer state, steps taken, and the running average of the parameters if kept."""
@@ -21,10 +23,16 @@ class TrainState(NamedTuple):
     return self.params if self.average is None else self.average
 
 
+def split(params) -> tuple[dict[str, Any], dict[str, Any]]:
+  """The parameters that are trained, and those that are given: without gradient or moments."""
+  given = {key: params[key] for key in GIVEN & {*params}}
+  return {key: x for key, x in params.items() if key not in given}, given
+
+
 def create(params, optimizer: optax.GradientTransformation, ema: float) -> TrainState:
   """A state before its first step."""
   average = jax.tree.map(jnp.copy, params) if ema else None
-  return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32), average)
+  return TrainState(params, optimizer.init(split(params)[0]), jnp.zeros((), jnp.int32), average)
 
 
 def train_step(state: TrainState, reference, batch, draw, *, objective, optimizer, seed: int,
@@ -32,16 +40,17 @@ def train_step(state: TrainState, reference, batch, draw, *, objective, optimize
   """One update of either phase; returns the new state and the step's metrics.
 
   A loss or gradient that is not finite leaves parameters and optimizer as they were, and says so:
-  `metrics['bad']` holds one flag for each parameter, in the order of the flattened tree.
+  `metrics['bad']` holds one flag for each trained parameter, in the order of the flattened tree.
   """
   key = jax.random.fold_in(jax.random.key(seed), state.step)
-  loss = lambda params: objective(params, reference, batch, draw, key)
-  (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+  trained, given = split(state.params)
+  loss = lambda trained: objective({**trained, **given}, reference, batch, draw, key)
+  (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(trained)
   norm = optax.global_norm(grads)
 
   def update(state: TrainState) -> TrainState:
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    updates, opt_state = optimizer.update(grads, state.opt_state, trained)
+    params = {**optax.apply_updates(trained, updates), **given}
     average = state.average
     if ema:
       # Early averages forget their start: the decay grows to `ema`.

@@ -1,0 +1,38 @@
+"""How training shapes what depth buys: mean recurrence, its law, and where the layers are (Beauty).
+
+    python -m lares_jax.compare --config=configs/depth_study.py --workdir=runs/depth_study \
+        --config.data_path=../shared/data/beauty.txt [--config.seeds=0,1,2]
+
+Each row is the recipe of configs/beauty.py with one thing changed, against the recipe itself (r4).
+Depth is chosen on validation for each row from what it can be expected to use, up to 4 r steps.
+Thirteen runs a seed, each as long as one of configs/beauty.py. One seed, the default, says nothing
+about seeds: see significance.py.
+"""
+
+import ml_collections
+
+from configs import beauty
+
+ROWS = {
+  **{f'r{r}': {'depth.mean': r} for r in (4, 1, 2, 8)},
+  **{f'pre{pre}_core{core}': {'model.pre_layers': pre, 'model.core_layers': core}
+     for pre, core in ((0, 2), (1, 1), (1, 2), (2, 1), (3, 1))},
+  **{f'law_{law}': {'depth.distribution': law}
+     for law in ('constant', 'uniform', 'poisson', 'poisson_bounded')},
+}
+
+
+def get_config(variant: str = ''):
+  if variant:
+    raise ValueError(f'{variant}: this config has no variants')
+  runs = {}
+  for name, changes in ROWS.items():
+    config = beauty.get_config()
+    config.update_from_flattened_dict(changes)
+    r = config.depth.mean
+    config.evaluate.depths = tuple(sorted({1, 2, 4, 8, r, 2 * r, 3 * r, 4 * r}))
+    runs[name] = {'config': config}
+  out = ml_collections.ConfigDict(
+    {'reference': 'r4', 'seeds': (0,), 'data_path': '', 'resamples': 1999})
+  out.runs = ml_collections.ConfigDict(runs, sort_keys=False)  # the order of the table
+  return out

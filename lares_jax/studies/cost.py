@@ -1,0 +1,207 @@
+"""What a reasoning step costs: counted, compiled and timed."""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+
+from lares_jax.adaptive import TOP, begin
+from lares_jax.data.batches import EvalBatch, eval_batches
+from lares_jax.data.rows import Rows
+from lares_jax.experiment import Experiment
+from lares_jax.model.backbone import Context
+from lares_jax.model.depth import DepthConfig
+from lares_jax.model.lares import Lares, Step, at_places
+from lares_jax.studies import flops
+from lares_jax.training import sharding
+from lares_jax.training import state as state_lib
+from lares_jax.training.evaluation import user_vectors
+
+MIB = 2**20
+
+
+class Fit(NamedTuple):
+  """A straight line over depth: cost = start + each * depth."""
+
+  start: float
+  each: float
+  r2: float
+  residuals: list[float]
+
+
+class PerUser(NamedTuple):
+  """Of a history of `max_history` items by itself, at T steps: start + T * each, both ways."""
+
+  flops: tuple[float, float]  # (start, each); of matrix products, the catalogue's included
+  bytes: tuple[float, float]  # read and written, by XLA's count
+
+  def at(self, depth: float) -> dict[str, float]:
+    line = lambda start, each: (start + depth * each) / 1e6
+    return {'mflops_per_user': line(*self.flops), 'mbytes_per_user': line(*self.bytes)}
+
+
+def flops_per_user(experiment: Experiment, depth: int) -> float:
+  """Of matrix products, to read one history of `max_history` items and score the whole catalogue."""
+  e, rows = experiment, _one_history(experiment)
+  place_1x1 = np.full((1, 1), rows.item_BxL.shape[1] - 1)
+  encode = lambda params: user_vectors(e.model, params, rows, place_1x1, jax.random.key(0), (depth,))
+  encoding = flops.count(jax.jit(encode).trace(e.abstract_params).jaxpr.jaxpr, 1.0)
+  return encoding + catalogue_flops(e)
+
+
+def catalogue_flops(experiment: Experiment) -> float:
+  """Of one user vector against every item."""
+  return 2.0 * experiment.store.num_items * experiment.config.model.backbone.width
+
+
+def per_user(experiment: Experiment) -> PerUser:
+  """Counts with one and two steps: what the second adds is what each step costs."""
+  once, twice = (flops_per_user(experiment, depth) for depth in (1, 2))
+  moved = []
+  for steps in (1, 2):
+    program = functools.partial(unrolled, experiment.model, steps=steps)
+    compiled: Any = jax.jit(program).lower(
+      experiment.abstract_params, _one_history(experiment)).compile()
+    moved.append(float(compiled.cost_analysis()['bytes accessed']))
+  moved_by_catalogue = 4.0 * experiment.store.num_items * experiment.config.model.backbone.width
+  return PerUser((2 * once - twice, twice - once),
+                 (2 * moved[0] - moved[1] + moved_by_catalogue, moved[1] - moved[0]))
+
+
+def unrolled(model: Lares, params, rows: Rows, steps: int) -> jax.Array:
+  """States [B, L, D] after `steps` steps with no loop: a loop's body XLA counts only once."""
+  h_BxLxD, z_BxLxD = begin(model, params, rows, 0)
+  for _ in range(steps):
+    z_BxLxD = Step(model.config).apply({'params': params['scan']['step']}, z_BxLxD, h_BxLxD,
+                                       Context.of(rows), False)
+  return z_BxLxD
+
+
+def fit(depths: Sequence[int], costs: Sequence[float]) -> Fit:
+  """Least squares."""
+  depth_T, cost_T = np.asarray(depths, float), np.asarray(costs, float)
+  each, start = np.polyfit(depth_T, cost_T, 1)
+  residual_T = cost_T - start - each * depth_T
+  spread = np.square(cost_T - cost_T.mean()).sum()
+  r2 = 1 - np.square(residual_T).sum() / spread if spread else 1.0
+  return Fit(float(start), float(each), float(r2), residual_T.tolist())
+
+
+def full_batch(experiment: Experiment) -> np.ndarray:
+  """Test targets, drawn at random, whose histories fill one batch of evaluation."""
+  length_M = _lengths(experiment)
+  data, rows = experiment.config.data, experiment.config.evaluate.batch_rows
+  order_M = np.random.default_rng(0).permutation(len(length_M))
+  if data.rows != 'packed':
+    return order_M[:rows]
+  room = 0.95 * rows * data.length  # what packing can be trusted to fill
+  return order_M[: max(np.searchsorted(np.cumsum(length_M[order_M]), room), 1)]
+
+
+def programs(experiment: Experiment, params, depths: Sequence[int],
+             repeats: int) -> list[dict[str, Any]]:
+  """A line for each program and depth: size, time to compile, temporaries, median and p95 latency.
+
+  Inference reads histories and finds the ten best items. A step of training is one of phase one.
+  """
+  longest = np.argsort(-_lengths(experiment), kind='stable')[:1]
+  inputs = {'one': batch(experiment, longest, 1),
+            'full': batch(experiment, full_batch(experiment), experiment.config.evaluate.batch_rows)}
+  phase = experiment.pretraining()
+  train_batch = sharding.put_batch(phase.batches.batch(0), experiment.mesh)
+  lines: list[dict[str, Any]] = []
+  calls: dict[tuple[int, str], Callable[[], Any]] = {}
+  for depth in tqdm.tqdm(depths, desc='compile', unit='depth', leave=False, disable=None):
+    infer = functools.partial(answer, experiment, depth)
+    for size in ('one', 'full'):
+      compiled, line = _compiled(infer, params, inputs[size])
+      calls[len(lines), size] = functools.partial(compiled, params, inputs[size])
+    lines.append({'program': 'inference', 'depth': depth, **line})
+    for name, remat in (('train, remat', True), ('train, no remat', False)):
+      step = _Training(phase, params, depth, remat, train_batch)
+      calls[len(lines), 'full'] = step
+      lines.append({'program': name, 'depth': depth, **step.line})
+  for (n, size), seconds in rounds(calls, repeats).items():
+    lines[n] |= {f'{size}_ms': 1e3 * float(np.median(seconds)),
+                 f'{size}_p95_ms': 1e3 * float(np.quantile(seconds, 0.95))}
+  return lines
+
+
+def answer(experiment: Experiment, depth: int, params, batch: EvalBatch):
+  """Scores and items of the ten best for every history of a batch."""
+  e, rows = experiment, batch.rows
+  h_BxLxD, z_BxLxD = begin(e.model, params, rows, e.config.evaluate.noise_seed)
+  out: Any = e.model.apply({'params': params}, h_BxLxD, rows, z_BxLxD, depth, depth, method='reason')
+  state_BxAxD = at_places(out.state_BxLxD, batch.place_BxA).astype(jnp.float32)
+  return e.catalogue.top_k(state_BxAxD.reshape(-1, state_BxAxD.shape[-1]),
+                           batch.scored_BxA.reshape(-1), params['item'], min(TOP, e.catalogue.items))
+
+
+def rounds(calls: Mapping[Any, Callable[[], Any]], repeats: int) -> dict[Any, list[float]]:
+  """Seconds of each call, taken in turns so that a slow minute of the machine hits all alike."""
+  seconds: dict[Any, list[float]] = {name: [] for name in calls}
+  for n in tqdm.trange(repeats + 1, desc='time', unit='round', leave=False, disable=None):
+    for name, call in calls.items():
+      start = time.perf_counter()
+      jax.block_until_ready(call())
+      if n:  # the first is a warm-up
+        seconds[name].append(time.perf_counter() - start)
+  return seconds
+
+
+class _Training:
+  """Steps of phase one at a constant depth, one after the other."""
+
+  def __init__(self, phase, params, depth: int, remat: bool, batch):
+    model = phase.objective.model
+    model = model.clone(config=dataclasses.replace(model.config, remat=remat))
+    objective = dataclasses.replace(
+      phase.objective, model=model, depth=DepthConfig(depth, 'constant'))
+    step_of = functools.partial(state_lib.train_step, objective=objective, optimizer=phase.optimizer,
+                                seed=0, ema=0.0)
+    state = state_lib.create(jax.tree.map(jnp.copy, params), phase.optimizer, 0.0)
+    self._state, self._rest = state, (None, batch, objective.draw(np.random.default_rng(0)))
+    self._step, self.line = _compiled(step_of, state, *self._rest, donate_argnums=0)
+
+  def __call__(self):
+    self._state, metrics = self._step(self._state, *self._rest)
+    return metrics
+
+
+def _compiled(function, *args, **kwargs) -> tuple[Any, dict[str, float]]:
+  start = time.perf_counter()
+  compiled: Any = jax.jit(function, **kwargs).lower(*args).compile()
+  return compiled, {'compile_s': time.perf_counter() - start,
+                    'hlo_lines': compiled.as_text().count('\n'),
+                    'temporaries_mib': compiled.memory_analysis().temp_size_in_bytes / MIB}
+
+
+def _one_history(experiment: Experiment) -> Rows:
+  size = experiment.config.data.max_history
+  nothing_1xL = np.zeros((1, size), np.int32)
+  return Rows(nothing_1xL, np.arange(size)[None], nothing_1xL, nothing_1xL == 0, nothing_1xL)
+
+
+def _lengths(experiment: Experiment) -> np.ndarray:
+  user_M, index_M = experiment.store.targets('test')
+  return np.minimum(index_M - experiment.store.offsets[user_M], experiment.config.data.max_history)
+
+
+def batch(experiment: Experiment, chosen_M: np.ndarray, rows: int) -> EvalBatch:
+  """The first of `batches`, on the device."""
+  first = next(batches(experiment, 'test', chosen_M, rows))
+  return sharding.put_batch(first._replace(index_BxA=None), experiment.mesh)
+
+
+def batches(experiment: Experiment, split: str, chosen_M: np.ndarray, rows: int):
+  """Evaluation's batches of some of the split's targets."""
+  store = experiment.store
+  user_M, index_M = (x[chosen_M] for x in store.targets(split))
+  return eval_batches(store.items_N, store.offsets[user_M], index_M, store.items_N[index_M],
+                      experiment.config.data, rows)

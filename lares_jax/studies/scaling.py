@@ -1,0 +1,141 @@
+"""The depth study: measures what steps cost and give, and writes tables, plots and report."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import polars as pl
+
+from lares_jax import adaptive, report
+from lares_jax.adaptive import Rule
+from lares_jax.experiment import Experiment, write_aside, write_json
+from lares_jax.recommender import Recommender
+from lares_jax.studies import cost, page, quality
+
+Tables = dict[str, list[dict[str, Any]]]
+
+
+def study(experiment: Experiment, output: pathlib.Path, depths: Sequence[int], widths: Sequence[int],
+          users: int, repeats: int, profile: bool = False) -> None:
+  """Measures and writes everything."""
+  recommender = Recommender.of(experiment)
+  params = recommender.params
+  counted = cost.per_user(experiment)
+  tables: Tables = {'cost': cost.programs(experiment, params, depths, repeats)}
+  for line in tables['cost']:
+    line |= counted.at(line['depth']) if line['program'] == 'inference' else {}
+  fits = {name: cost.fit(*zip(*[(line['depth'], line['full_ms']) for line in tables['cost']
+                                if line['program'] == name], strict=True))
+          for name in dict.fromkeys(line['program'] for line in tables['cost'])}
+  tables['fit'] = [{'program': name, 'ms_at_0': fit.start, 'ms_a_step': fit.each, 'r2': fit.r2,
+                    **{f'residual_at_{d}': r for d, r in zip(depths, fit.residuals)}}
+                   for name, fit in fits.items()]
+  measured = {split: quality.measure(experiment, params, split, max(depths), users)
+              for split in ('valid', 'test')}
+  tables['quality'] = [line for split, m in measured.items()
+                       for line in quality.by_depth(split, m, depths)]
+  valid = [line for line in tables['quality'] if line['split'] == 'valid' and line['depth'] in depths]
+  best = max(valid, key=lambda line: line['ndcg@10'])['depth']
+  rule, lines = quality.adaptive_lines(experiment, measured, best, counted)
+  tables['adaptive'] = served(recommender, experiment, tables['quality'], lines, best, repeats)
+  tables['width'] = quality.width_lines(experiment, params, depths, widths, users, counted)
+  facts = _facts(experiment, tables, fits, best, len(cost.full_batch(experiment)))
+  _write(output, tables, fits, facts)
+  result = experiment.result()
+  write_json(experiment.workdir / adaptive.FILE, {
+    **dataclasses.asdict(rule), 'phase': result['phase'], 'step': result['step'], 'users': users})
+  if profile:
+    _trace(experiment, params, best, output / 'profile')
+  print('\n'.join(facts))
+  print(f'wrote {output}/report.html with tables and plots, and {experiment.workdir}/{adaptive.FILE}')
+
+
+def served(recommender: Recommender, experiment: Experiment, fixed: Sequence[Mapping[str, Any]],
+           rules: list[dict[str, Any]], most: int, repeats: int) -> list[dict[str, Any]]:
+  """Lines of fixed depths and of rules, with the time that a full batch of histories takes to read."""
+  store = experiment.store
+  user_M, index_M = (x[cost.full_batch(experiment)] for x in store.targets('test'))
+  raw = np.array(recommender.item_ids, object)
+  histories = [raw[store.items_N[a:b]].tolist() for a, b in zip(store.offsets[user_M], index_M)]
+  lines = [{'criterion': 'fixed', 'threshold': None, 'mean_steps': line['depth'], 'chosen': False,
+            **{name: line[name] for name in quality.SHOWN}} for line in fixed
+           if line['split'] == 'test' and line['depth'] != 'oracle'] + rules
+  depth_of = lambda line: line['mean_steps'] if line['threshold'] is None else Rule(
+    line['criterion'], line['threshold'], most)
+  seconds = cost.rounds({n: functools.partial(recommender.user_vectors, histories, depth_of(line))
+                         for n, line in enumerate(lines)}, repeats)
+  return [{**line, 'full_ms': 1e3 * float(np.median(seconds[n]))} for n, line in enumerate(lines)]
+
+
+def _facts(experiment: Experiment, tables: Tables, fits: Mapping[str, cost.Fit], best: int,
+           users: int) -> list[str]:
+  """What a reader should take home."""
+  chosen = next(line for line in tables['adaptive'] if line['chosen'])
+  fixed = next(line for line in tables['adaptive']
+               if line['criterion'] == 'fixed' and line['mean_steps'] == best)
+  at = {line['depth']: line for line in tables['quality'] if line['split'] == 'test'}
+  name = 'ndcg@10'
+  programs = {p: [line for line in tables['cost'] if line['program'] == p] for p in fits}
+  c = experiment.config
+  carried = c.pretrain.train.batch_rows * c.data.length * c.model.backbone.width * 4 / cost.MIB
+  span = lambda lines, key: f'{lines[0][key]:,.1f} to {lines[-1][key]:,.1f}'
+  each = lambda lines: cost.fit(*zip(*[(p['depth'], p['temporaries_mib']) for p in lines])).each
+  share = lambda key: f'{chosen[key] / max(fixed[key], 1e-9):.1%}'
+  facts = [
+    f'Best fixed depth on validation: {best}; test NDCG@10 {at[best][name]:.4f} '
+    f'({at[best][f"{name}_low"]:.4f} to {at[best][f"{name}_high"]:.4f}), history ranked.',
+    f'Adaptive depth, {chosen["criterion"]} < {chosen["threshold"]:.3g}: {share(name)} of that NDCG@10 '
+    f'with {share("mean_steps")} of the steps ({chosen["mean_steps"]:.2f}) and {share("full_ms")} of '
+    f'the time for a full batch of {users} histories ({chosen["full_ms"]:.0f} ms).',
+    f'An oracle that knew the best depth of each user: NDCG@10 {at["oracle"][name]:.4f} in '
+    f'{at["oracle"]["mean_steps"]:.2f} steps.']
+  for p, lines in programs.items():
+    facts.append(
+      f'{p}: {fits[p].start:.1f} ms + {fits[p].each:.2f} ms a step, R² {fits[p].r2:.4f}; from depth '
+      f'{lines[0]["depth"]} to {lines[-1]["depth"]}: HLO {lines[0]["hlo_lines"]:,} to '
+      f'{lines[-1]["hlo_lines"]:,} lines, compiled in {span(lines, "compile_s")} s, temporaries '
+      f'{span(lines, "temporaries_mib")} MiB, {each(lines):.2f} a step.')
+  return [*facts, f'The state that a step of training must carry is {carried:.2f} MiB.']
+
+
+def _write(output: pathlib.Path, tables: Tables, fits: Mapping[str, cost.Fit],
+           facts: Sequence[str]) -> None:
+  output.mkdir(parents=True, exist_ok=True)
+  texts = {}
+  for name, lines in tables.items():
+    columns = list(dict.fromkeys(key for line in lines for key in line))
+    frame = pl.DataFrame([{c: line.get(c) for c in columns} for line in lines],
+                         infer_schema_length=None, strict=False)
+    shown = [c for c in columns if not c.endswith(('_low', '_high', '@5', '@20'))]
+    texts[name] = shown, [[_cell(line, c) for c in shown] for line in lines]
+    write_aside(output / f'{name}.csv', frame.write_csv().encode())
+    write_aside(output / f'{name}.md', (report.table(*texts[name]) + '\n').encode())
+    write_json(output / f'{name}.json', {'rows': lines})
+  drawn = {}
+  for name, plot in page.plots(tables, fits).items():
+    files = page.drawn(plot)
+    for kind, content in files.items():
+      write_aside(output / f'{name}.{kind}', content)
+    drawn[name] = plot, files['svg']
+  write_aside(output / 'report.html', page.page('Depth study', facts, drawn, texts).encode())
+
+
+def _cell(line: Mapping[str, Any], column: str) -> str:
+  value = line.get(column)
+  if f'{column}_low' in line:
+    return f'{value:.4f} ({line[f"{column}_low"]:.4f} to {line[f"{column}_high"]:.4f})'
+  if value is None:
+    return ''
+  return f'{value:.4g}' if isinstance(value, float) else str(value)
+
+
+def _trace(experiment: Experiment, params, depth: int, directory: pathlib.Path) -> None:
+  infer = jax.jit(functools.partial(cost.answer, experiment, depth))
+  batch = cost.batch(experiment, cost.full_batch(experiment), experiment.config.evaluate.batch_rows)
+  jax.block_until_ready(infer(params, batch))
+  with jax.profiler.trace(str(directory)):
+    jax.block_until_ready(infer(params, batch))

@@ -1,0 +1,218 @@
+"""The depth study on a tiny run: what it counts, what it writes, and how its page looks."""
+
+import dataclasses
+import functools
+import html
+import json
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import types
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from configs import depth_study
+from lares_jax import comparison, metrics
+from lares_jax.adaptive import CRITERIA, Rule
+from lares_jax.experiment import Experiment, read_json, write_json
+from lares_jax.model.backbone import BackboneConfig
+from lares_jax.recommender import Recommender, opened
+from lares_jax.studies import cost, page, quality, scaling
+from lares_jax.training.checkpoint import Checkpoints
+
+DEPTHS, WIDTHS = [1, 2, 4], [1, 2]
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  """A run of no steps, and the study of it."""
+  directory = tmp_path_factory.mktemp('depth')
+  store = tiny.make_store(directory / 'data')
+  workdir = directory / 'workdir'
+  experiment = Experiment.start(tiny.make_config(directory / 'data'), str(workdir))
+  params = experiment.init_params()
+  checkpoints = Checkpoints(workdir, 'pretrain')
+  checkpoints.save_best(0, params, {})
+  checkpoints.close()
+  write_json(workdir / 'result.json', {
+    'fingerprint': store.fingerprint, 'phase': 'pretrain', 'step': 0, 'depth': 2})
+  output = directory / 'report'
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(quality, '_LEVELS', (0.2, 0.6))  # few rules, as each is timed
+    scaling.study(opened(str(workdir)), output, DEPTHS, WIDTHS, users=0, repeats=1, profile=True)
+  rows = {name: read_json(output / f'{name}.json')['rows']
+          for name in ('cost', 'fit', 'quality', 'adaptive', 'width')}
+  return types.SimpleNamespace(workdir=workdir, output=output, rows=rows, params=params,
+                               experiment=experiment)
+
+
+def test_every_table_and_plot_is_there(run):
+  names = {file.name for file in run.output.iterdir()}
+  plots = ('quality', 'cost', 'adaptive', 'pareto', 'convergence', 'settled', 'width', 'memory')
+  wanted = {f'{table}.{kind}' for table in run.rows for kind in ('csv', 'json', 'md')}
+  wanted |= {f'{plot}.{kind}' for plot in plots for kind in ('png', 'svg')}
+  assert names == wanted | {'report.html', 'profile'}
+  text = (run.output / 'report.html').read_text()
+  assert not re.search(r'(src|href)="(?!data:)', text), 'the page must load nothing from elsewhere'
+
+
+def test_quality_is_that_of_evaluation(run):
+  for split in ('valid', 'test'):
+    rank_TxM = run.experiment.evaluator.ranks(run.params, split, tuple(DEPTHS))
+    lines = [line for line in run.rows['quality'] if line['split'] == split]
+    for rank_M, line in zip(rank_TxM, lines, strict=False):
+      for name, value in metrics.summary(rank_M).items():
+        assert line[name] == pytest.approx(value)
+        assert line[f'{name}_low'] <= value <= line[f'{name}_high']
+    oracle = metrics.summary(rank_TxM.min(axis=0))
+    assert lines[-1]['depth'] == 'oracle' and lines[-1]['mrr'] == pytest.approx(oracle['mrr'])
+    assert lines[-2]['settled'] == 1.0 and lines[0]['settled'] <= lines[1]['settled']
+
+
+def test_an_interval_is_as_wide_as_theory_says():
+  value_MxC = np.random.default_rng(0).normal(size=(400, 2)) * [1, 3]
+  low_C, high_C = quality.interval(value_MxC)
+  np.testing.assert_allclose(high_C - low_C, 2 * 1.96 * value_MxC.std(0) / 20, rtol=0.1)
+
+
+def test_flops_are_those_of_xla_without_a_loop(tmp_path):
+  """Products dominate at this width; the rest is what XLA counts besides them."""
+  tiny.make_store(tmp_path / 'data')
+  config = tiny.make_config(tmp_path / 'data')
+  config = dataclasses.replace(config, model=dataclasses.replace(
+    config.model, backbone=BackboneConfig(), core_layers=2, initial='zero'))  # noise is not products
+  experiment = Experiment(config, tmp_path)
+  start, each = cost.per_user(experiment).flops
+  start -= cost.catalogue_flops(experiment)
+  for steps in (1, 3):
+    program = functools.partial(cost.unrolled, experiment.model, steps=steps)
+    compiled = jax.jit(program).lower(
+      experiment.abstract_params, cost._one_history(experiment)).compile()
+    by_xla = compiled.cost_analysis()['flops']
+    assert 0.85 * by_xla < start + steps * each < by_xla, 'the count left products out, or has too many'
+
+
+def test_unrolled_is_the_model(run):
+  rows = cost._one_history(run.experiment)
+  ours = cost.unrolled(run.experiment.model, run.params, rows, 3)
+  h_BxLxD, z_BxLxD = cost.begin(run.experiment.model, run.params, rows, 0)
+  theirs = run.experiment.model.apply({'params': run.params}, h_BxLxD, rows, z_BxLxD, 3, 3,
+                                      method='reason').state_BxLxD
+  np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_programs_do_not_grow_with_depth(run):
+  for program in ('inference', 'train, remat', 'train, no remat'):
+    lines = [line['hlo_lines'] for line in run.rows['cost'] if line['program'] == program]
+    assert len(lines) == len(DEPTHS) and max(lines[1:]) <= 1.1 * min(lines[1:]), (
+      f'{program}: HLO of {lines} lines at depths {DEPTHS}; steps must be a loop')
+
+
+def test_a_line_is_fitted():
+  fit = cost.fit([1, 2, 4], [3.0, 5.0, 9.0])
+  assert (fit.start, fit.each, fit.r2) == pytest.approx((1, 2, 1))
+  assert cost.fit([1, 2, 3], [0.0, 1.0, 0.0]).r2 == pytest.approx(0)
+  np.testing.assert_allclose(cost.fit([1, 2, 3], [0.0, 1.0, 0.0]).residuals, [-1 / 3, 2 / 3, -1 / 3])
+
+
+def test_the_rule_is_the_cheapest_that_keeps_quality_on_validation(run):
+  lines = [line for line in run.rows['adaptive'] if line['criterion'] != 'fixed']
+  assert {line['criterion'] for line in lines} == {*CRITERIA}
+  rule = Rule.load(run.workdir)
+  chosen, = (line for line in lines if line['chosen'])
+  assert (rule.criterion, rule.threshold) == (chosen['criterion'], chosen['threshold'])
+  best = max(line['ndcg@10'] for line in run.rows['quality']
+             if line['split'] == 'valid' and line['depth'] in DEPTHS)
+  good = [line for line in lines if line['valid_ndcg@10'] >= quality.KEPT * best]
+  assert chosen in good
+  assert chosen['valid_mflops_per_user'] == min(line['valid_mflops_per_user'] for line in good)
+  for line in lines:
+    assert line['threshold'] > 0 or line['mean_steps'] == rule.most
+
+
+def test_recommend_takes_the_rule(run):
+  recommender = Recommender.load(str(run.workdir))
+  out = recommender.recommend([['i1', 'i2']], depth='adaptive')[0]
+  by_depth = [recommender.recommend([['i1', 'i2']], depth=d)[0] for d in range(1, 5)]
+  assert any(out.items == r.items and out.scores == pytest.approx(r.scores, 1e-4) for r in by_depth)
+
+
+def test_one_draw_is_plain_evaluation(run):
+  test = [line for line in run.rows['quality'] if line['split'] == 'test']
+  for d, line in enumerate(run.rows['width'][: len(DEPTHS)]):
+    assert line['draws'] == 1 and line['mrr'] == pytest.approx(test[d]['mrr'])
+  assert {line['draws'] for line in run.rows['width']} == {*WIDTHS}
+
+
+def test_the_trace_knows_the_parts_of_the_model(run):
+  infer = jax.jit(lambda params, batch: cost.answer(run.experiment, 2, params, batch))
+  chosen = cost.full_batch(run.experiment)
+  text = infer.lower(run.params, cost.batch(run.experiment, chosen, 4)).compile().as_text()
+  for scope in ('embed', 'pre', 'core', 'catalogue'):
+    assert re.search(rf'op_name="[^"]*/{scope}', text), f'no jax.named_scope({scope!r}) any more'
+  assert list((run.output / 'profile').rglob('*.xplane.pb'))
+
+
+def test_the_training_side_study_is_a_plan():
+  plan = comparison.plan_of(depth_study.get_config())
+  assert {plan.runs[f'r{r}'].config.depth.mean for r in (1, 2, 4, 8)} == {1, 2, 4, 8}
+  for name, row in plan.runs.items():
+    assert row.config.depth.mean in row.config.evaluate.depths, name
+
+
+@pytest.mark.parametrize('arguments, said', (
+  ([], '--workdir=DIR'), (['--workdir=no/such'], 'no config.json there'),
+  (['--workdir=x', '--depths=1,65'], '--depths=1,65: whole numbers from 1 to 64')))
+def test_what_is_wrong_is_said_in_one_line(arguments, said):
+  out = subprocess.run([sys.executable, '-m', 'lares_jax.study', 'depth', *arguments], text=True,
+                       capture_output=True, check=False, cwd=ROOT)
+  assert out.returncode == 1 and said in out.stderr, out.stderr
+  assert out.stderr.count('\n') == 1, out.stderr
+
+
+_BROWSERS = ('chromium', 'chromium-browser', 'google-chrome', 'chrome')
+CHROMIUM = next(filter(None, map(shutil.which, _BROWSERS)), None)
+_FRAMES = '''<!doctype html><body>{frames}<pre id="out"></pre><script>
+onload = () => {{ document.getElementById('out').textContent = JSON.stringify(
+  [...document.querySelectorAll('iframe')].map(frame => ({{
+    inner: frame.contentWindow.innerWidth,
+    scroll: frame.contentDocument.documentElement.scrollWidth,
+    images: [...frame.contentDocument.images].map(i => [i.complete, i.naturalWidth, i.clientWidth]),
+    columns: new Set([...frame.contentDocument.querySelectorAll('figure')].map(f => f.offsetLeft)).size,
+  }}))) }}
+</script>'''
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason='no chromium or chrome found: apt-get install chromium')
+def test_the_page_fits_a_phone_and_a_wide_screen(run, tmp_path):
+  """In frames: a window of a browser without a screen cannot be as narrow as a phone."""
+  text = html.escape((run.output / 'report.html').read_text())
+  widths = (390, 1400)
+  frames = ''.join(f'<iframe width="{w}" height="3000" frameborder="0" srcdoc="{text}"></iframe>'
+                   for w in widths)
+  (tmp_path / 'frames.html').write_text(_FRAMES.format(frames=frames))
+  out = subprocess.run(
+    [CHROMIUM, '--headless', '--no-sandbox', '--disable-gpu', '--window-size=1900,1000',
+     f'--user-data-dir={tmp_path / "profile"}', '--virtual-time-budget=10000', '--dump-dom',
+     f'file://{tmp_path}/frames.html'], capture_output=True, text=True, timeout=120, check=False)
+  found = re.search(r'<pre id="out">(.+?)</pre>', out.stdout)
+  assert found, f'the browser showed nothing: {out.stderr[-800:]}'
+  seen = json.loads(html.unescape(found[1]))
+  assert [s['inner'] for s in seen] == [*widths]
+  for s in seen:
+    assert s['scroll'] <= s['inner'], f'the page is {s["scroll"]} wide in a window of {s["inner"]}'
+    assert len(s['images']) == 8, 'a figure is missing'
+    assert all(complete and natural and shown > 300 for complete, natural, shown in s['images']), s
+  assert [s['columns'] for s in seen] == [1, 2], 'one figure beside the other on a wide screen only'
+
+
+def test_page_escapes_what_it_is_given():
+  plot = page.Plot('<b>', 'x', 'y', [])
+  text = page.page('a & b', ['1 < 2'], {'p': (plot, b'')}, {'t': (['<i>'], [['&']])})
+  assert '&lt;b&gt;' in text and '1 &lt; 2' in text and '<i>' not in text and 'a &amp; b' in text
