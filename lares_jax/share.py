@@ -82,7 +82,7 @@ def _by_tile(function, share: Share, real_M: jax.Array, arrays, carry=None):
 
   Queries that count come first, so that tiles of mere filling are skipped; their results are zeros.
   """
-  rows = len(real_M)
+  rows = real_M.shape[0]  # not len: a shape may be symbolic
   tile = min(rows, share.config.tile)
   count = -(-rows // tile)
   order_M = jnp.argsort(~real_M)  # stable

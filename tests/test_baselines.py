@@ -80,8 +80,11 @@ def _config(store, changes: dict) -> Config:
   return config_lib.typed(config)
 
 
-def _trained(experiment: Experiment):
-  """Parameters after some steps, without a workdir."""
+TERMS = {'duorec': ('trajectory', 'dropout'), 'erl': ('divergence',), 'prl': ('early', 'contrast')}
+
+
+def _trained(experiment: Experiment, terms):
+  """Parameters after some steps, without a workdir; the loss must have the terms."""
   phase = experiment.pretraining()
   state = state_lib.create(experiment.init_params(), phase.optimizer, 0.0)
   step_of = jax.jit(lambda state, batch, draw: state_lib.train_step(
@@ -90,7 +93,8 @@ def _trained(experiment: Experiment):
     draw = phase.objective.draw(np.random.default_rng(step))
     batch = sharding.put_batch(phase.batches.batch(step), experiment.mesh)
     state, seen = step_of(state, batch, draw)
-  assert np.isfinite(float(seen['loss']))
+  for term in ('loss', 'cross_entropy', *terms):
+    assert 0 < float(seen[term]) < 100, f'{term}: {seen[term]}'
   return state.params
 
 
@@ -104,7 +108,7 @@ def _recommender(experiment: Experiment, params) -> Recommender:
 @pytest.mark.parametrize('case', CASES)
 def test_it_beats_popularity_and_serves_the_vectors_of_evaluation(built_in, tmp_path, case):
   experiment = Experiment(_config(built_in, CASES[case]), tmp_path)
-  params, depth = _trained(experiment), experiment.config.depth.mean
+  params, depth = _trained(experiment, TERMS.get(case, ())), experiment.config.depth.mean
   rank_1xM = experiment.evaluator.ranks(params, 'valid', (depth,))
   user_M, index_M = built_in.targets('valid')
   ours, popularity = (metrics.summary(x)['ndcg@10'] for x in (

@@ -25,7 +25,7 @@ from lares_jax.recommender import Recommender, opened
 from lares_jax.studies import cost, page, quality, scaling
 from lares_jax.training.checkpoint import Checkpoints
 
-DEPTHS, WIDTHS = [1, 2, 4], [1, 2]
+DEPTHS, WIDTHS = [2, 4], [1, 2]
 ROOT = pathlib.Path(__file__).parents[1]
 
 
@@ -35,7 +35,10 @@ def run(tmp_path_factory):
   directory = tmp_path_factory.mktemp('depth')
   store = tiny.make_store(directory / 'data')
   workdir = directory / 'workdir'
-  experiment = Experiment.start(tiny.make_config(directory / 'data'), str(workdir))
+  config = tiny.make_config(directory / 'data')
+  loss = dataclasses.replace(config.pretrain.loss, alpha=0.0, gamma=0.0)  # compiles in half the time
+  config = dataclasses.replace(config, pretrain=dataclasses.replace(config.pretrain, loss=loss))
+  experiment = Experiment.start(config, str(workdir))
   params = experiment.init_params()
   checkpoints = Checkpoints(workdir, 'pretrain')
   checkpoints.save_best(0, params, {})
@@ -85,8 +88,9 @@ def test_flops_are_those_of_xla_without_a_loop(tmp_path):
   """Products dominate at this width; the rest is what XLA counts besides them."""
   tiny.make_store(tmp_path / 'data')
   config = tiny.make_config(tmp_path / 'data')
+  backbone = BackboneConfig(width=256, inner=1024)
   config = dataclasses.replace(config, model=dataclasses.replace(
-    config.model, backbone=BackboneConfig(), core_layers=2, initial='zero'))  # noise is not products
+    config.model, backbone=backbone, core_layers=2, initial='zero'))  # noise is no product
   experiment = Experiment(config, tmp_path)
   start, each = cost.per_user(experiment).flops
   start -= cost.catalogue_flops(experiment)
@@ -95,7 +99,7 @@ def test_flops_are_those_of_xla_without_a_loop(tmp_path):
     compiled = jax.jit(program).lower(
       experiment.abstract_params, cost._one_history(experiment)).compile()
     by_xla = compiled.cost_analysis()['flops']
-    assert 0.85 * by_xla < start + steps * each < by_xla, 'the count left products out, or has too many'
+    assert 0.9 * by_xla < start + steps * each < by_xla, 'the count left products out, or has too many'
 
 
 def test_unrolled_is_the_model(run):
@@ -110,7 +114,7 @@ def test_unrolled_is_the_model(run):
 def test_programs_do_not_grow_with_depth(run):
   for program in ('inference', 'train, remat', 'train, no remat'):
     lines = [line['hlo_lines'] for line in run.rows['cost'] if line['program'] == program]
-    assert len(lines) == len(DEPTHS) and max(lines[1:]) <= 1.1 * min(lines[1:]), (
+    assert len(lines) == len(DEPTHS) and max(lines) <= 1.02 * min(lines), (
       f'{program}: HLO of {lines} lines at depths {DEPTHS}; steps must be a loop')
 
 
