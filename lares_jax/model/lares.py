@@ -8,6 +8,7 @@ Two ablations depart from this: `refine` and `core_blocks` of ModelConfig.
 """
 
 import dataclasses
+import functools
 import operator
 from collections.abc import Callable
 from typing import NamedTuple
@@ -128,10 +129,9 @@ class _Blocks(nn.Module):
   """Step i through the block i modulo `core_blocks`."""
 
   config: ModelConfig
-  block: Callable
 
   def setup(self):
-    self.blocks = [self.block(self.config) for _ in range(self.config.core_blocks)]
+    self.blocks = [Step(self.config) for _ in range(self.config.core_blocks)]
 
   def __call__(self, z_BxLxD, h_BxLxD, context: Context, train: bool, i):
     through = lambda n: lambda self, z_BxLxD: self.blocks[n](z_BxLxD, h_BxLxD, context, train)
@@ -150,9 +150,8 @@ class _ScannedStep(nn.Module):
   @nn.compact
   def __call__(self, carry, i, h_BxLxD, context, depth_B, pick, place_BxA, train):
     z_BxLxD, picked_BxLxD = carry
-    block = nn.remat(Step, static_argnums=(4,)) if self.config.remat else Step
     tied = self.config.core_blocks == 1
-    step = block(self.config, name='step') if tied else _Blocks(self.config, block, name='step')
+    step = (Step if tied else _Blocks)(self.config, name='step')
     turn = () if tied else (i,)
 
     def think(step, z_BxLxD):
@@ -204,8 +203,10 @@ class Lares(nn.Module):
     layer = LAYERS[c.backbone.name]
     self.pre = [layer(c.backbone, c.pre_dropout) for _ in range(c.pre_layers)]
     if c.core_layers:
+      # Around the whole body: then nothing but Z is kept for each step, not H or the masks either.
+      remat = functools.partial(nn.remat, static_argnums=(8,), prevent_cse=False)
       scanned = nn.scan(
-        _ScannedStep,
+        remat(_ScannedStep) if c.remat else _ScannedStep,
         variable_broadcast='params',
         split_rngs={'params': False, 'dropout': c.core_mask == 'step'},
         in_axes=(0, *[nn.broadcast] * 6),
