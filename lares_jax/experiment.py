@@ -66,12 +66,21 @@ class Experiment:
 
   @classmethod
   def load(cls, workdir: str) -> 'Experiment':
-    """The experiment that trained in `workdir`."""
+    """The experiment that trained in `workdir`.
+
+    Raises:
+      InputError: there is none, or its data set has changed since.
+    """
     directory = pathlib.Path(workdir).absolute()
     file = directory / 'config.json'
     if not file.exists():
       raise InputError(f'{workdir}: no config.json there; --workdir must name a trained run')
-    return cls(config_lib.typed(read_json(file)['config']), directory)
+    content = read_json(file)
+    experiment = cls(config_lib.typed(content['config']), directory)
+    if experiment.store.fingerprint != content['data']:
+      raise InputError(f'{experiment.store.directory}: not the data set that {workdir} was trained '
+                       'on, so its item numbers mean other items; prepare that one again')
+    return experiment
 
   @functools.cached_property
   def store(self) -> Store:

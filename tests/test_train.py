@@ -57,6 +57,14 @@ def test_a_run_leaves_what_it_promises(finished):
   assert again.config == finished.config
 
 
+def test_a_run_whose_data_set_changed_is_refused(finished, tmp_path):
+  content = json.loads((finished.workdir / 'config.json').read_text())
+  content['data'] = 'another'
+  (tmp_path / 'config.json').write_text(json.dumps(content))
+  with pytest.raises(InputError, match='not the data set'):
+    Experiment.load(str(tmp_path))
+
+
 class _Stop(Exception):
   pass
 
