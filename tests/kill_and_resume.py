@@ -29,7 +29,8 @@ SMALL = [
   '--config.phases=pretrain,select,posttrain', '--config.model.backbone.width=16',
   '--config.model.backbone.inner=32', '--config.pretrain.train.epochs=4',
   '--config.posttrain.train.epochs=1', '--config.select.passes=1', '--config.evaluate.depths=(1,)',
-  '--config.pretrain.train.eval_every_epochs=0.5', '--config.posttrain.train.eval_every_epochs=0.25', '--config.pretrain.train.patience=0',
+  '--config.pretrain.train.eval_every_epochs=0.5', '--config.posttrain.train.eval_every_epochs=0.25',
+  '--config.pretrain.train.patience=0',
   '--config.posttrain.train.patience=0', '--config.pretrain.train.pairs=16',
   '--config.pretrain.loss.alpha=0.1', '--config.pretrain.loss.gamma=0.1']
 

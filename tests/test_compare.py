@@ -187,7 +187,7 @@ def test_statistics_over_seeds(store, tmp_path):
 def test_a_metric_named_step_does_not_hide_the_counter(tmp_path):
   """Else a restart could not tell which lines a kill undid: here the one at step 6."""
   for start, steps in ((0, (2, 4, 6)), (4, (6, 8))):
-    log = Log(tmp_path, 'pretrain', start, 10)
+    log = Log(tmp_path, 'pretrain', start, 10, start > 0)
     for step in steps:
       log.add({'loss': 1.0, 'targets': 5.0, 'step': 0.07})
       log.flush(step)

@@ -16,6 +16,7 @@ from lares_jax.errors import InputError
 from lares_jax.experiment import Experiment
 from lares_jax.training import loop
 from lares_jax.training import state as state_lib
+from lares_jax.training.log import Log
 
 ALL = 'pretrain,select,posttrain'
 
@@ -93,6 +94,16 @@ def test_a_killed_run_ends_with_the_same_bits(finished, store, tmp_path, monkeyp
   strip = lambda workdir: [(x['phase'], x['step'], x['kind']) for x in map(
     json.loads, (workdir / 'metrics.jsonl').open())]
   assert strip(tmp_path) == strip(finished.workdir), 'metrics lines are missing or repeated'
+
+
+@pytest.mark.parametrize('saved', (False, True))
+def test_what_was_logged_before_anything_was_saved_is_taken_out(tmp_path, saved):
+  """Killed between the first validation and its checkpoint, a phase validates again."""
+  log = Log(tmp_path, 'posttrain', 0, 10, saved=False)
+  log.write(0, 'validation', {'ndcg@10': 0.5})
+  log.close()
+  Log(tmp_path, 'posttrain', 0, 10, saved=saved).close()
+  assert len((tmp_path / 'metrics.jsonl').read_text().splitlines()) == saved
 
 
 def test_a_signal_saves_and_says_how_it_ended(store, tmp_path, monkeypatch):

@@ -16,14 +16,18 @@ from lares_jax.training import processes
 
 
 class Log:
-  """Metrics of one run. Lines later than `step` (from before a restart) are taken out at opening."""
+  """Metrics of one run, from `step` on.
 
-  def __init__(self, workdir: pathlib.Path, phase: str, step: int, steps: int):
+  Lines from before a restart are taken out at opening: later than `step`, or, where nothing was
+  saved, all of the phase, its first validation too.
+  """
+
+  def __init__(self, workdir: pathlib.Path, phase: str, step: int, steps: int, saved: bool):
     self._phase = phase
     speaks = processes.first()
     path = workdir / 'metrics.jsonl' if speaks else pathlib.Path(os.devnull)
     if speaks and path.exists():
-      _forget(path, phase, step)
+      _forget(path, phase, step if saved else -1)
     self._file = open(path, 'a', encoding='utf-8')
     self._board = tensorboardX.SummaryWriter(
       str(workdir / 'tensorboard' / phase), purge_step=step, write_to_disk=speaks)

@@ -116,7 +116,7 @@ def run(phase: Phase, params, workdir: pathlib.Path, config: dict[str, Any],
     donate_argnums=0, out_shardings=(places, sharding.replicated(mesh)))
 
   step = int(state.step)
-  log = Log(workdir, phase.name, step, phase.steps)
+  log = Log(workdir, phase.name, step, phase.steps, checkpoints.latest_step is not None)
   log.say(sharding.describe((state.params, state.opt_state), mesh))
   if step:
     log.say(f'{phase.name}: going on from step {step} of {phase.steps}')
