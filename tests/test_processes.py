@@ -41,6 +41,23 @@ for argument in "$@"; do
 done
 if [[ $4 == scp ]]; then cp "$5" "$WORKER/lares_jax.tar.gz"; else cd "$WORKER"; bash -c "$command"; fi
 """
+SAVES = """
+import pathlib, sys
+import jax
+import jax.numpy as jnp
+from absl import flags
+from lares_jax.training import processes
+from lares_jax.training.checkpoint import Checkpoints
+flags.FLAGS.mark_as_parsed()
+with processes.joined():
+  rows = jax.sharding.NamedSharding(jax.make_mesh((2,), ('rows',)), jax.sharding.PartitionSpec('rows'))
+  params = {'x': jax.device_put(jnp.zeros(8), rows)}
+  checkpoints = Checkpoints(pathlib.Path(sys.argv[1]), 'pretrain')
+  for step in range(1, 9):
+    checkpoints.save_best(step, params, {})
+    checkpoints.save(step, params, {}, {})
+  checkpoints.close()
+"""
 
 
 @pytest.fixture(scope='module')
@@ -143,6 +160,18 @@ def test_a_2x4_checkpoint_goes_on_under_two_processes(alone, data, tmp_path):
   assert 'going on from step' in first and 'mesh: data 2 x catalogue 1' in first
   assert 'wrote' in first and 'wrote' not in second, 'only process 0 prints'
   _same(tmp_path / 'run', alone, ('pretrain',))
+
+
+def test_saves_in_quick_succession_do_not_meet(tmp_path):
+  """Best and latest right after another, eight times: each takes barriers between the processes."""
+  address = f'localhost:{_port()}'
+  both = [subprocess.Popen([sys.executable, '-c', SAVES, tmp_path], cwd=ROOT, text=True,
+                           env=_environment(LARES_PROCESSES=f'{p}/2@{address}'),
+                           stdout=subprocess.PIPE, stderr=subprocess.PIPE) for p in range(2)]
+  for process in both:
+    _finish(process)
+  for series in ('latest', 'best'):
+    assert [d.name for d in (tmp_path / 'checkpoints/pretrain' / series).iterdir()] == ['8']
 
 
 def test_the_tpu_script_brings_the_code_and_runs_it(data, tmp_path):

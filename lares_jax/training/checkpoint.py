@@ -18,7 +18,11 @@ from lares_jax.errors import InputError
 
 
 class Checkpoints:
-  """The two checkpoint series of a phase."""
+  """The two checkpoint series of a phase.
+
+  One of them writes at a time: two saves under way would meet in the same barriers between processes,
+  which orbax names alike for all its managers, and the processes would be lost.
+  """
 
   def __init__(self, workdir: pathlib.Path, phase: str):
     self.directory = pathlib.Path(workdir).absolute() / 'checkpoints' / phase
@@ -40,6 +44,7 @@ class Checkpoints:
     """Saves in the background; a step that is there already is the same, and stays."""
     if step in self._latest.all_steps():
       return
+    self.wait()
     self._latest.save(step, args=ocp.args.Composite(
       state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress),
       config=ocp.args.JsonSave(config)))
@@ -53,6 +58,7 @@ class Checkpoints:
   def save_best(self, step: int, params, metrics: dict[str, float]) -> None:
     if step in self._best.all_steps():
       return
+    self.wait()
     self._best.save(step, args=ocp.args.Composite(
       params=ocp.args.StandardSave(params), metrics=ocp.args.JsonSave(metrics)))
 
