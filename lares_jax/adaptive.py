@@ -19,7 +19,7 @@ from lares_jax.catalogue import Catalogue
 from lares_jax.data.batches import DataConfig
 from lares_jax.data.rows import Plan, Rows, fill, pack
 from lares_jax.errors import InputError
-from lares_jax.experiment import read_json
+from lares_jax.files import read_json
 from lares_jax.model.lares import Lares, initial_state
 from lares_jax.scoring import pair_scores
 

@@ -15,11 +15,9 @@ Each figure is the median of the rounds, after a warm-up that compiles. Depth is
 """
 
 import dataclasses
-import functools
 import json
 import pathlib
 import resource
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -34,8 +32,8 @@ from lares_jax.config import Config
 from lares_jax.errors import InputError, front_door
 from lares_jax.experiment import Experiment
 from lares_jax.studies import catalogue as catalogue_study
+from lares_jax.studies import timing
 from lares_jax.training import loop, sharding
-from lares_jax.training import state as state_lib
 
 _CONFIG = config_flags.DEFINE_config_file('config', help_string='A file of configs/.')
 _WHAT = flags.DEFINE_list('what', ['packed', 'prefix', 'posttrain', 'evaluate'], 'What to measure.')
@@ -54,8 +52,6 @@ class Variant:
   unit: str
   once: Callable[[], int]
   compiled: Any = None  # of the step, for its sizes
-  seconds: list[float] = dataclasses.field(default_factory=list)
-  count: int = 0
 
 
 def main(argv: list[str]) -> None:
@@ -72,15 +68,8 @@ def main(argv: list[str]) -> None:
   if unknown:
     raise InputError(f'--what={unknown[0]}: use some of {", ".join(makers)}')
   variants = [makers[w](config) for w in _WHAT.value]
-  for variant in variants:
-    variant.once()
-  for _ in range(_ROUNDS.value):
-    for variant in variants:
-      variant.once()  # so that the one before it is out of the caches, as in a run of its own
-      start = time.perf_counter()
-      variant.count = variant.once()
-      variant.seconds.append(time.perf_counter() - start)
-  figures = [_figures(v) for v in variants]
+  seconds = timing.in_turns([v.once for v in variants], _ROUNDS.value)
+  figures = [_figures(v, seconds[n]) for n, v in enumerate(variants)]
   print(report.table(list(figures[0]), [[str(x) for x in f.values()] for f in figures]))
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
   device = jax.devices()[0]
@@ -90,11 +79,11 @@ def main(argv: list[str]) -> None:
     print(json.dumps({'variants': figures, 'device': device.device_kind, 'host_peak_gib': peak}))
 
 
-def _figures(variant: Variant) -> dict[str, Any]:
-  median = float(np.median(variant.seconds))
-  out = {'what': variant.name, 'per second': f'{variant.count / median:,.0f} {variant.unit}',
-         'ms': round(median * 1e3), 'fastest': round(min(variant.seconds) * 1e3),
-         'slowest': round(max(variant.seconds) * 1e3), 'temporaries MiB': '', 'HLO lines': ''}
+def _figures(variant: Variant, seconds: list[float]) -> dict[str, Any]:
+  median = float(np.median(seconds))
+  out = {'what': variant.name, 'per second': f'{variant.once() / median:,.0f} {variant.unit}',
+         'ms': round(median * 1e3), 'fastest': round(min(seconds) * 1e3),
+         'slowest': round(max(seconds) * 1e3), 'temporaries MiB': '', 'HLO lines': ''}
   if variant.compiled is not None:
     memory = variant.compiled.memory_analysis()
     out['temporaries MiB'] = round(memory.temp_size_in_bytes / 2**20)
@@ -104,11 +93,10 @@ def _figures(variant: Variant) -> dict[str, Any]:
 
 def _training(name: str, unit: str, experiment: Experiment, phase: loop.Phase, draw) -> Variant:
   """A variant that takes real steps of a phase, one compiled program for all of them."""
-  state = state_lib.create(experiment.init_params(), phase.optimizer, 0.0)
-  step_of = functools.partial(
-    state_lib.train_step, objective=phase.objective, optimizer=phase.optimizer, seed=0, ema=0.0)
+  state = phase.fresh(experiment.init_params())
   put = lambda step: sharding.put_batch(phase.batches.batch(step), experiment.mesh)
-  compiled = jax.jit(step_of, donate_argnums=0).lower(state, phase.reference, put(0), draw).compile()
+  lowered = jax.jit(phase.update, donate_argnums=0).lower(state, phase.reference, put(0), draw)
+  compiled = lowered.compile()
   step = 0
 
   def once() -> int:

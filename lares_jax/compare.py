@@ -28,10 +28,10 @@ import tqdm
 from absl import flags
 from ml_collections import config_flags
 
-from lares_jax import comparison, metrics, report, significance
+from lares_jax import comparison, files, metrics, report, significance
 from lares_jax.comparison import Plan
 from lares_jax.errors import InputError, front_door
-from lares_jax.experiment import Experiment, write_aside, write_json
+from lares_jax.experiment import Experiment
 from lares_jax.model.lares import GIVEN
 from lares_jax.studies.cost import flops_per_user
 from lares_jax.training import loop, processes
@@ -152,10 +152,10 @@ def write(plan: Plan, lines: list[dict[str, Any]], workdir: pathlib.Path) -> Non
   """Prints the table; writes compare.md, compare.csv and compare.json."""
   text = '\n\n'.join(_markdown([line for line in lines if line['history'] == h], h) for h in HISTORIES)
   print(f'\n{text}\n')
-  write_aside(workdir / 'compare.md', (text + '\n').encode())
+  files.write(workdir / 'compare.md', (text + '\n').encode())
   flat = pl.DataFrame(lines, infer_schema_length=None)
-  write_aside(workdir / 'compare.csv', flat.write_csv().encode())
-  write_json(workdir / 'compare.json', {
+  files.write(workdir / 'compare.csv', flat.write_csv().encode())
+  files.write_json(workdir / 'compare.json', {
     'reference': plan.reference, 'resamples': plan.resamples, 'rows': lines})
   print(f'wrote {workdir}/compare.md, compare.csv, compare.json')
 

@@ -12,7 +12,8 @@ from lares_jax import config as config_lib
 from lares_jax import run
 from lares_jax.config import Config
 from lares_jax.errors import InputError
-from lares_jax.experiment import Experiment, read_json
+from lares_jax.experiment import Experiment
+from lares_jax.files import read_json
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,11 +2,8 @@
 
 import dataclasses
 import functools
-import io
 import json
-import os
 import pathlib
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -20,6 +17,7 @@ from lares_jax.data import synthetic, text
 from lares_jax.data.batches import Clock, TrainBatches
 from lares_jax.data.store import Store
 from lares_jax.errors import InputError
+from lares_jax.files import read_json, write_json
 from lares_jax.model.lares import Lares
 from lares_jax.model.rearec import ReaRec
 from lares_jax.negatives import Popularity
@@ -240,28 +238,3 @@ def _differing(a: dict, b: dict, path: str = '') -> list[str]:
     elif x != y:
       out.append(f'{path}{key} ({y} there, {x} here)')
   return out
-
-
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-  return json.loads(path.read_text(encoding='utf-8'))
-
-
-def write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
-  """Written aside, then renamed; by the first process alone."""
-  write_aside(path, (json.dumps(content, indent=2) + '\n').encode())
-
-
-def write_arrays(path: pathlib.Path, arrays: Mapping[str, Any]) -> None:
-  """As `write_json`, an .npz file."""
-  buffer = io.BytesIO()
-  np.savez_compressed(buffer, **arrays)
-  write_aside(path, buffer.getvalue())
-
-
-def write_aside(path: pathlib.Path, content: bytes) -> None:
-  """Writes a file aside, then renames it; by the first process alone."""
-  if not processes.first():
-    return
-  aside = path.with_suffix('.aside')
-  aside.write_bytes(content)
-  os.replace(aside, path)

@@ -35,7 +35,8 @@ from lares_jax import metrics
 from lares_jax.catalogue import Catalogue
 from lares_jax.data.rows import Rows
 from lares_jax.errors import InputError, front_door
-from lares_jax.experiment import Experiment, write_json
+from lares_jax.experiment import Experiment
+from lares_jax.files import write_json
 from lares_jax.model.lares import at_places
 from lares_jax.recommender import MAX_DEPTH, Recommender, encode, opened
 from lares_jax.scoring import comparable

@@ -8,7 +8,8 @@ import numpy as np
 
 from lares_jax import metrics, report, selection
 from lares_jax.errors import InputError
-from lares_jax.experiment import Experiment, write_arrays, write_json
+from lares_jax.experiment import Experiment
+from lares_jax.files import write_arrays, write_json
 from lares_jax.training import loop
 from lares_jax.training.checkpoint import Checkpoints
 

@@ -1,10 +1,11 @@
 """Between the phases: which training prompts can be rewarded at all (method.md section 5)."""
 
-import os
+import io
 
 import numpy as np
 
-from lares_jax.experiment import Experiment, write_json
+from lares_jax import files
+from lares_jax.experiment import Experiment
 from lares_jax.training import processes
 
 
@@ -21,12 +22,11 @@ def select(experiment: Experiment) -> None:
       rank_1xM = experiment.evaluator.ranks(params, 'train', (c.depth.mean,), draw=draw)
       kept_N[end_N] |= rank_1xM[0] < c.select.top
   share = float(kept_N[end_N].mean())
-  if processes.first():
-    aside = experiment.workdir / 'prompts.aside.npy'
-    np.save(aside, np.packbits(kept_N))
-    os.replace(aside, experiment.workdir / 'prompts.npy')
+  packed = io.BytesIO()
+  np.save(packed, np.packbits(kept_N))
+  files.write(experiment.workdir / 'prompts.npy', packed.getvalue())
   processes.wait('selection')
-  write_json(experiment.workdir / 'prompts.json', {
+  files.write_json(experiment.workdir / 'prompts.json', {
     'prompts': len(end_N), 'kept': int(kept_N.sum()), 'share': share})
   print(f'select: {kept_N.sum():,} of {len(end_N):,} prompts kept ({share:.1%})')
 

@@ -108,9 +108,7 @@ def experiment(shape, data='data') -> Experiment:
 
 
 def step_function(phase):
-  step = functools.partial(state_lib.train_step, objective=phase.objective,
-                           optimizer=phase.optimizer, seed=0, ema=0.0)
-  return jax.jit(lambda state, batch, draw: step(state, None, batch, draw))
+  return jax.jit(lambda state, batch, draw: phase.update(state, None, batch, draw))
 
 
 def train(experiment: Experiment, state, first: int, steps: int):

@@ -11,7 +11,8 @@ import tiny
 from lares_jax import adaptive
 from lares_jax.adaptive import CRITERIA, Rule
 from lares_jax.errors import InputError
-from lares_jax.experiment import Experiment, write_json
+from lares_jax.experiment import Experiment
+from lares_jax.files import write_json
 from lares_jax.recommender import Recommender
 from lares_jax.studies import quality
 

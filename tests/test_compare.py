@@ -13,7 +13,8 @@ from configs import compare_beauty, compare_ml100k
 from lares_jax import compare, comparison, metrics, run
 from lares_jax.comparison import Plan, Row
 from lares_jax.errors import InputError
-from lares_jax.experiment import Experiment, write_arrays, write_json
+from lares_jax.experiment import Experiment
+from lares_jax.files import write_arrays, write_json
 from lares_jax.model.depth import DepthConfig
 from lares_jax.training import loop
 from lares_jax.training.log import Log, training_seconds

@@ -21,7 +21,8 @@ from lares_jax import export, metrics, recommend
 from lares_jax import recommender as recommender_lib
 from lares_jax.data.store import Store
 from lares_jax.errors import InputError
-from lares_jax.experiment import Experiment, write_json
+from lares_jax.experiment import Experiment
+from lares_jax.files import write_json
 from lares_jax.recommender import Recommender
 from lares_jax.scoring import CatalogueConfig
 from lares_jax.training.checkpoint import Checkpoints

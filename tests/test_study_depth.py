@@ -19,7 +19,8 @@ import tiny
 from configs import depth_study
 from lares_jax import comparison, metrics
 from lares_jax.adaptive import CRITERIA, Rule
-from lares_jax.experiment import Experiment, read_json, write_json
+from lares_jax.experiment import Experiment
+from lares_jax.files import read_json, write_json
 from lares_jax.model.backbone import BackboneConfig
 from lares_jax.recommender import Recommender, opened
 from lares_jax.studies import cost, page, quality, scaling

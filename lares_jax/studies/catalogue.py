@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import time
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +10,7 @@ import numpy as np
 from lares_jax import report
 from lares_jax.catalogue import Catalogue
 from lares_jax.scoring import CatalogueConfig
+from lares_jax.studies import timing
 
 # M, V, D; small enough for a laptop first, the sizes that the kernels are for last.
 SIZES = ((1024, 12_101, 64), (4096, 100_000, 64), (4096, 1_000_000, 64), (4096, 1_000_000, 256))
@@ -30,10 +30,8 @@ def run(config: CatalogueConfig, rounds: int) -> list[dict]:
       continue
     passes = {k: _pass(dataclasses.replace(config, kernel=k, dtype=dtype), queries, items, width)
               for k in kernels}
-    seconds: dict[str, list[float]] = {k: [] for k in kernels}
-    for _ in range(rounds):
-      for kernel, (compiled, args) in passes.items():
-        seconds[kernel].append(_timed(compiled, *args))
+    calls = {k: functools.partial(compiled, *args) for k, (compiled, args) in passes.items()}
+    seconds = timing.in_turns(calls, rounds)
     for kernel, (compiled, _) in passes.items():
       median = float(np.median(seconds[kernel]))
       scores = queries * items / median
@@ -63,19 +61,13 @@ def _pass(config: CatalogueConfig, queries: int, items: int, width: int):
   return jax.jit(jax.value_and_grad(loss, (0, 1))).lower(*args).compile(), args
 
 
-def _timed(function, *args) -> float:
-  start = time.perf_counter()
-  jax.block_until_ready(function(*args))
-  return time.perf_counter() - start
-
-
 def _ceilings(dtype: str) -> dict[str, float]:
   """What the device reaches in a large product, a large copy and a large exponential."""
   size = 8192 if jax.default_backend() != 'cpu' else 2048
   x = jax.random.normal(jax.random.key(0), (size, size)).astype(dtype)
   wide = jnp.zeros((size * size,), jnp.float32)
   product = jax.jit(functools.partial(jnp.matmul, preferred_element_type=jnp.float32))
-  best = lambda f, *args: min(_timed(f, *args) for _ in range(6))
+  best = lambda f, *args: min(timing.in_turns([functools.partial(f, *args)], 6)[0])
   return {
     'operations': 2 * size**3 / best(product, x, x),
     'bytes copied': 8 * wide.size / best(jax.jit(lambda x: x + 1), wide),

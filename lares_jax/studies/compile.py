@@ -28,13 +28,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import config_flags
 
 from lares_jax import config as config_lib
-from lares_jax.data.batches import eval_batches
 from lares_jax.data.store import Store
 from lares_jax.errors import InputError
 from lares_jax.experiment import Experiment
 from lares_jax.studies import flops, hlo
 from lares_jax.training import sharding
-from lares_jax.training import state as state_lib
 from lares_jax.training.checkpoint import abstract
 from lares_jax.training.evaluation import Evaluator
 from lares_jax.training.loop import Phase
@@ -125,28 +123,23 @@ def programs(experiment: Unbuilt) -> dict[str, Any]:
 
 
 def step(experiment: Unbuilt, phase: Phase):
-  mesh, train = experiment.mesh, phase.train
+  mesh = experiment.mesh
   whole = sharding.replicated(mesh)
-  shapes = jax.eval_shape(
-    lambda params: state_lib.create(params, phase.optimizer, train.ema), experiment.abstract_params)
+  shapes = jax.eval_shape(phase.fresh, experiment.abstract_params)
   places = sharding.of_tree(shapes, mesh)
   draw = jax.tree.map(np.asarray, phase.objective.draw(np.random.default_rng(0)))
   draw = abstract(draw, jax.tree.map(lambda _: whole, draw))
-  train_step = functools.partial(state_lib.train_step, objective=phase.objective,
-                                 optimizer=phase.optimizer, seed=phase.seed, ema=train.ema)
-  jitted = jax.jit(train_step, donate_argnums=0, out_shardings=(places, whole))
+  jitted = jax.jit(phase.update, donate_argnums=0, out_shardings=(places, whole))
   batch = abstract_batch(phase.batches.batch(0), mesh)
   return jitted.trace(abstract(shapes, places), phase.reference, batch, draw)
 
 
 def evaluation(experiment: Unbuilt):
-  c, evaluator, store = experiment.config, experiment.evaluator, experiment.store
-  user_M, index_M = store.targets('valid')
-  batch = next(eval_batches(store.items_N, store.offsets[user_M], index_M, store.items_N[index_M],
-                            c.data, c.evaluate.batch_rows))
-  batch = abstract_batch(batch._replace(index_BxA=None), experiment.mesh)
+  evaluator = experiment.evaluator
+  batch = next(evaluator.batches('valid'))._replace(index_BxA=None)
   return Evaluator.batch_ranks.trace(
-    evaluator, experiment.abstract_params, batch, np.int32(0), (c.depth.mean,))
+    evaluator, experiment.abstract_params, abstract_batch(batch, experiment.mesh), np.int32(0),
+    (experiment.config.depth.mean,))
 
 
 def abstract_batch(batch, mesh: Mesh):

@@ -2,8 +2,7 @@
 
 import dataclasses
 import functools
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,18 +11,17 @@ import numpy as np
 import tqdm
 
 from lares_jax.adaptive import TOP, begin
-from lares_jax.data.batches import EvalBatch, eval_batches
+from lares_jax.data.batches import EvalBatch
 from lares_jax.data.rows import Rows
 from lares_jax.experiment import Experiment
 from lares_jax.model.backbone import Context
 from lares_jax.model.depth import DepthConfig
 from lares_jax.model.lares import Lares, Step, at_places
-from lares_jax.studies import flops
+from lares_jax.studies import flops, timing
 from lares_jax.training import sharding
-from lares_jax.training import state as state_lib
 from lares_jax.training.evaluation import user_vectors
 
-MIB = 2**20
+_TRAINING_TURNS = 5  # at most: it is their median that counts, and they are long
 
 
 class Fit(NamedTuple):
@@ -120,14 +118,18 @@ def programs(experiment: Experiment, params, depths: Sequence[int],
   for depth in tqdm.tqdm(depths, desc='compile', unit='depth', leave=False, disable=None):
     infer = functools.partial(answer, experiment, depth)
     for size in ('one', 'full'):
-      compiled, line = _compiled(infer, params, inputs[size])
+      compiled, line = timing.compiled(infer, params, inputs[size])
       calls[len(lines), size] = functools.partial(compiled, params, inputs[size])
     lines.append({'program': 'inference', 'depth': depth, **line})
     for name, remat in (('train, remat', True), ('train, no remat', False)):
       step = _Training(phase, params, depth, remat, train_batch)
       calls[len(lines), 'full'] = step
       lines.append({'program': name, 'depth': depth, **step.line})
-  for (n, size), seconds in rounds(calls, repeats).items():
+  training = {name: call for name, call in calls.items() if isinstance(call, _Training)}
+  inference = {name: call for name, call in calls.items() if name not in training}
+  seconds_of = (timing.in_turns(inference, repeats) |
+                timing.in_turns(training, min(repeats, _TRAINING_TURNS)))
+  for (n, size), seconds in seconds_of.items():
     lines[n] |= {f'{size}_ms': 1e3 * float(np.median(seconds)),
                  f'{size}_p95_ms': 1e3 * float(np.quantile(seconds, 0.95))}
   return lines
@@ -143,18 +145,6 @@ def answer(experiment: Experiment, depth: int, params, batch: EvalBatch):
                            batch.scored_BxA.reshape(-1), params['item'], min(TOP, e.catalogue.items))
 
 
-def rounds(calls: Mapping[Any, Callable[[], Any]], repeats: int) -> dict[Any, list[float]]:
-  """Seconds of each call, taken in turns so that a slow minute of the machine hits all alike."""
-  seconds: dict[Any, list[float]] = {name: [] for name in calls}
-  for n in tqdm.trange(repeats + 1, desc='time', unit='round', leave=False, disable=None):
-    for name, call in calls.items():
-      start = time.perf_counter()
-      jax.block_until_ready(call())
-      if n:  # the first is a warm-up
-        seconds[name].append(time.perf_counter() - start)
-  return seconds
-
-
 class _Training:
   """Steps of phase one at a constant depth, one after the other."""
 
@@ -163,23 +153,14 @@ class _Training:
     model = model.clone(config=dataclasses.replace(model.config, remat=remat))
     objective = dataclasses.replace(
       phase.objective, model=model, depth=DepthConfig(depth, 'constant'))
-    step_of = functools.partial(state_lib.train_step, objective=objective, optimizer=phase.optimizer,
-                                seed=0, ema=0.0)
-    state = state_lib.create(jax.tree.map(jnp.copy, params), phase.optimizer, 0.0)
+    phase = dataclasses.replace(phase, objective=objective)
+    state = phase.fresh(jax.tree.map(jnp.copy, params))
     self._state, self._rest = state, (None, batch, objective.draw(np.random.default_rng(0)))
-    self._step, self.line = _compiled(step_of, state, *self._rest, donate_argnums=0)
+    self._step, self.line = timing.compiled(phase.update, state, *self._rest, donate_argnums=0)
 
   def __call__(self):
     self._state, metrics = self._step(self._state, *self._rest)
     return metrics
-
-
-def _compiled(function, *args, **kwargs) -> tuple[Any, dict[str, float]]:
-  start = time.perf_counter()
-  compiled: Any = jax.jit(function, **kwargs).lower(*args).compile()
-  return compiled, {'compile_s': time.perf_counter() - start,
-                    'hlo_lines': compiled.as_text().count('\n'),
-                    'temporaries_mib': compiled.memory_analysis().temp_size_in_bytes / MIB}
 
 
 def _one_history(experiment: Experiment) -> Rows:
@@ -194,14 +175,6 @@ def _lengths(experiment: Experiment) -> np.ndarray:
 
 
 def batch(experiment: Experiment, chosen_M: np.ndarray, rows: int) -> EvalBatch:
-  """The first of `batches`, on the device."""
-  first = next(batches(experiment, 'test', chosen_M, rows))
+  """The first batch of some of the test targets, on the device."""
+  first = next(experiment.evaluator.batches('test', chosen_M, rows))
   return sharding.put_batch(first._replace(index_BxA=None), experiment.mesh)
-
-
-def batches(experiment: Experiment, split: str, chosen_M: np.ndarray, rows: int):
-  """Evaluation's batches of some of the split's targets."""
-  store = experiment.store
-  user_M, index_M = (x[chosen_M] for x in store.targets(split))
-  return eval_batches(store.items_N, store.offsets[user_M], index_M, store.items_N[index_M],
-                      experiment.config.data, rows)

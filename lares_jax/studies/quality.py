@@ -14,7 +14,7 @@ from lares_jax.adaptive import CRITERIA, Rule, begin, changes, one_step
 from lares_jax.data.batches import EvalBatch
 from lares_jax.experiment import Experiment
 from lares_jax.model.lares import at_places
-from lares_jax.studies.cost import PerUser, batches, catalogue_flops
+from lares_jax.studies.cost import PerUser, catalogue_flops
 from lares_jax.training import sharding
 from lares_jax.training.evaluation import Evaluator, user_vectors
 
@@ -51,7 +51,7 @@ def _over(experiment: Experiment, params, split: str, users: int, function):
   chosen_M = sample(experiment, split, users)
   parts, index = [], []
   bar = tqdm.tqdm(total=len(chosen_M), desc=split, unit='user', leave=False, disable=None)
-  for batch in batches(experiment, split, chosen_M, experiment.config.evaluate.batch_rows):
+  for batch in experiment.evaluator.batches(split, chosen_M):
     index_M = batch.index_BxA.reshape(-1)
     batch = sharding.put_batch(batch._replace(index_BxA=None), experiment.mesh)
     out = jax.device_get(function(params, batch))

@@ -10,11 +10,11 @@ import jax
 import numpy as np
 import polars as pl
 
-from lares_jax import adaptive, report
+from lares_jax import adaptive, files, report
 from lares_jax.adaptive import Rule
-from lares_jax.experiment import Experiment, write_aside, write_json
+from lares_jax.experiment import Experiment
 from lares_jax.recommender import Recommender
-from lares_jax.studies import cost, page, quality
+from lares_jax.studies import cost, page, quality, timing
 
 Tables = dict[str, list[dict[str, Any]]]
 
@@ -46,7 +46,7 @@ def study(experiment: Experiment, output: pathlib.Path, depths: Sequence[int], w
   facts = _facts(experiment, tables, fits, best, len(cost.full_batch(experiment)))
   _write(output, tables, fits, facts)
   result = experiment.result()
-  write_json(experiment.workdir / adaptive.FILE, {
+  files.write_json(experiment.workdir / adaptive.FILE, {
     **dataclasses.asdict(rule), 'phase': result['phase'], 'step': result['step'], 'users': users})
   if profile:
     _trace(experiment, params, best, output / 'profile')
@@ -66,7 +66,7 @@ def served(recommender: Recommender, experiment: Experiment, fixed: Sequence[Map
            if line['split'] == 'test' and line['depth'] != 'oracle'] + rules
   depth_of = lambda line: line['mean_steps'] if line['threshold'] is None else Rule(
     line['criterion'], line['threshold'], most)
-  seconds = cost.rounds({n: functools.partial(recommender.user_vectors, histories, depth_of(line))
+  seconds = timing.in_turns({n: functools.partial(recommender.user_vectors, histories, depth_of(line))
                          for n, line in enumerate(lines)}, repeats)
   return [{**line, 'full_ms': 1e3 * float(np.median(seconds[n]))} for n, line in enumerate(lines)]
 
@@ -81,7 +81,7 @@ def _facts(experiment: Experiment, tables: Tables, fits: Mapping[str, cost.Fit],
   name = 'ndcg@10'
   programs = {p: [line for line in tables['cost'] if line['program'] == p] for p in fits}
   c = experiment.config
-  carried = c.pretrain.train.batch_rows * c.data.length * c.model.backbone.width * 4 / cost.MIB
+  carried = c.pretrain.train.batch_rows * c.data.length * c.model.backbone.width * 4 / timing.MIB
   span = lambda lines, key: f'{lines[0][key]:,.1f} to {lines[-1][key]:,.1f}'
   each = lambda lines: cost.fit(*zip(*[(p['depth'], p['temporaries_mib']) for p in lines])).each
   share = lambda key: f'{chosen[key] / max(fixed[key], 1e-9):.1%}'
@@ -112,16 +112,16 @@ def _write(output: pathlib.Path, tables: Tables, fits: Mapping[str, cost.Fit],
                          infer_schema_length=None, strict=False)
     shown = [c for c in columns if not c.endswith(('_low', '_high', '@5', '@20'))]
     texts[name] = shown, [[_cell(line, c) for c in shown] for line in lines]
-    write_aside(output / f'{name}.csv', frame.write_csv().encode())
-    write_aside(output / f'{name}.md', (report.table(*texts[name]) + '\n').encode())
-    write_json(output / f'{name}.json', {'rows': lines})
+    files.write(output / f'{name}.csv', frame.write_csv().encode())
+    files.write(output / f'{name}.md', (report.table(*texts[name]) + '\n').encode())
+    files.write_json(output / f'{name}.json', {'rows': lines})
   drawn = {}
   for name, plot in page.plots(tables, fits).items():
-    files = page.drawn(plot)
-    for kind, content in files.items():
-      write_aside(output / f'{name}.{kind}', content)
-    drawn[name] = plot, files['svg']
-  write_aside(output / 'report.html', page.page('Depth study', facts, drawn, texts).encode())
+    images = page.drawn(plot)
+    for kind, content in images.items():
+      files.write(output / f'{name}.{kind}', content)
+    drawn[name] = plot, images['svg']
+  files.write(output / 'report.html', page.page('Depth study', facts, drawn, texts).encode())
 
 
 def _cell(line: Mapping[str, Any], column: str) -> str:

@@ -44,12 +44,9 @@ class Evaluator:
 
     All depths come from one run to the deepest: a state at depth 4 is on the way to depth 16.
     """
-    user_M, index_M = self.store.targets(split)
-    items_N = self.store.items_N
-    batches = eval_batches(items_N, self.store.offsets[user_M], index_M, items_N[index_M],
-                           self.data, self.config.batch_rows, exclude_history, self.clock)
-    out = np.full((len(depths), len(user_M)), np.nan)
-    bar = tqdm.tqdm(total=len(user_M), desc=f'evaluate {split}', unit='user', leave=False,
+    count = len(self.store.targets(split)[0])
+    out = np.full((len(depths), count), np.nan)
+    bar = tqdm.tqdm(total=count, desc=f'evaluate {split}', unit='user', leave=False,
                     disable=not sys.stderr.isatty())
     pending: list[tuple[np.ndarray, jax.Array]] = []
 
@@ -59,7 +56,7 @@ class Evaluator:
       out[:, index_BxA[real]] = np.asarray(rank)[:, : len(real)][:, real]
       bar.update(int(real.sum()))
 
-    for batch in batches:
+    for batch in self.batches(split, exclude_history=exclude_history):
       index_BxA, batch = batch.index_BxA, batch._replace(index_BxA=None)
       batch = sharding.put_batch(batch, self.mesh)
       pending.append((index_BxA, self.batch_ranks(params, batch, np.int32(draw), depths)))
@@ -69,6 +66,13 @@ class Evaluator:
       collect()
     bar.close()
     return out
+
+  def batches(self, split: str, chosen_M=slice(None), rows: int = 0, *, exclude_history: bool = False):
+    """Batches of the split's targets, or of some of them; of `config.batch_rows` rows if 0."""
+    items_N = self.store.items_N
+    user_M, index_M = (x[chosen_M] for x in self.store.targets(split))
+    return eval_batches(items_N, self.store.offsets[user_M], index_M, items_N[index_M], self.data,
+                        rows or self.config.batch_rows, exclude_history, self.clock)
 
   @functools.partial(jax.jit, static_argnums=(0, 4))
   def batch_ranks(self, params, batch: EvalBatch, draw, depths):

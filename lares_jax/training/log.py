@@ -12,6 +12,7 @@ import numpy as np
 import tensorboardX
 import tqdm
 
+from lares_jax import files
 from lares_jax.training import processes
 
 
@@ -87,9 +88,7 @@ def _forget(path: pathlib.Path, phase: str, after: int) -> None:
       continue
     if entry['phase'] != phase or entry['step'] <= after:
       kept.append(line)
-  aside = path.with_suffix('.aside')
-  aside.write_text(''.join(kept), encoding='utf-8')
-  os.replace(aside, path)
+  files.write(path, ''.join(kept).encode())
 
 
 def training_seconds(workdir: pathlib.Path, phases: Sequence[str]) -> float:

@@ -49,6 +49,15 @@ class Phase:
   def eval_every(self) -> int:
     return max(int(self.train.eval_every_epochs * self.batches.steps_per_epoch), 1)
 
+  def fresh(self, params) -> state_lib.TrainState:
+    """Before the first step."""
+    return state_lib.create(params, self.optimizer, self.train.ema)
+
+  def update(self, state: state_lib.TrainState, reference, batch, draw):
+    """One step, to be compiled: `state.train_step` of this phase."""
+    return state_lib.train_step(state, reference, batch, draw, objective=self.objective,
+                                optimizer=self.optimizer, seed=self.seed, ema=self.train.ema)
+
 
 @dataclasses.dataclass
 class Progress:
@@ -98,22 +107,17 @@ def run(phase: Phase, params, workdir: pathlib.Path, config: dict[str, Any],
     InputError: the loss or a gradient was not finite more often than `on_nan` allows.
   """
   checkpoints = Checkpoints(workdir, phase.name)
-  ema = phase.train.ema
-  fresh = lambda params: state_lib.create(params, phase.optimizer, ema)
-  shapes = jax.eval_shape(fresh, params)
+  shapes = jax.eval_shape(phase.fresh, params)
   places = sharding.of_tree(shapes, mesh)
   progress = Progress()
   if checkpoints.latest_step is None:
     own = phase.reference is None  # then nobody else needs the parameters: they are taken over
-    state = jax.jit(fresh, out_shardings=places, donate_argnums=0 if own else ())(params)
+    state = jax.jit(phase.fresh, out_shardings=places, donate_argnums=0 if own else ())(params)
   else:
     state, saved = checkpoints.restore(abstract(shapes, places))
     progress = Progress(**saved)
   step_of = jax.jit(
-    lambda state, reference, batch, draw: state_lib.train_step(
-      state, reference, batch, draw, objective=phase.objective, optimizer=phase.optimizer,
-      seed=phase.seed, ema=ema),
-    donate_argnums=0, out_shardings=(places, sharding.replicated(mesh)))
+    phase.update, donate_argnums=0, out_shardings=(places, sharding.replicated(mesh)))
 
   step = int(state.step)
   log = Log(workdir, phase.name, step, phase.steps, checkpoints.latest_step is not None)

@@ -1,0 +1,37 @@
+"""Programs compiled and timed, for the studies and the benchmark."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import tqdm
+
+MIB = 2**20
+
+
+def in_turns(calls: Mapping[Any, Callable[[], Any]] | Sequence[Callable[[], Any]],
+             repeats: int) -> dict[Any, list[float]]:
+  """Seconds of each call by name or number, `repeats` times.
+
+  In turns, so that a slow minute of the machine hits all alike; each is called once before it is
+  timed, so that it does not pay for the caches and the memory that the one before it left.
+  """
+  named = dict(calls) if isinstance(calls, Mapping) else dict(enumerate(calls))
+  seconds: dict[Any, list[float]] = {name: [] for name in named}
+  for _ in tqdm.trange(repeats, desc='time', unit='round', leave=False, disable=None):
+    for name, call in named.items():
+      jax.block_until_ready(call())
+      start = time.perf_counter()
+      jax.block_until_ready(call())
+      seconds[name].append(time.perf_counter() - start)
+  return seconds
+
+
+def compiled(function, *args, **options) -> tuple[Any, dict[str, float]]:
+  """The program of jit(function, **options) for these arguments, and its sizes."""
+  start = time.perf_counter()
+  program: Any = jax.jit(function, **options).lower(*args).compile()
+  return program, {'compile_s': time.perf_counter() - start,
+                   'hlo_lines': program.as_text().count('\n'),
+                   'temporaries_mib': program.memory_analysis().temp_size_in_bytes / MIB}
