@@ -1,20 +1,23 @@
 """Measures speed and memory on this machine; variants take turns in one process.
 
     python -m lares_jax.benchmark --config=configs/beauty.py \\
-        --config.data.path=../shared/data/beauty.txt \\
-        [--what=packed,prefix,posttrain,evaluate] [--depth=4] [--rounds=5] [--json]
+        --config.data.path=../shared/data/beauty.txt [--what=packed,prefix,posttrain,evaluate] \\
+        [--depth=4] [--rounds=5] [--json]
 
   packed     phase one, rows of several histories, the config's batch
   prefix     phase one as published: a row for every target, three forwards, 1,024 targets a step
   posttrain  phase two: prompts/s, every training target a prompt
   evaluate   full ranking of every user's test target
+  recommend  ten items for 4,096 raw histories at once; recommend_one: for one at a time
   catalogue  the pass over the items alone, by itself: sizes swept, plain and kernel, share of the
              measured ceilings
 
-Each figure is the median of the rounds, after a warm-up that compiles. Depth is held at --depth.
+Each is called --rounds times, every time after a call to warm up. Depth is held at --depth. For
+recommend_one take --rounds=300, or p99 says little.
 """
 
 import dataclasses
+import itertools
 import json
 import pathlib
 import resource
@@ -31,6 +34,7 @@ from lares_jax import report
 from lares_jax.config import Config
 from lares_jax.errors import InputError, front_door
 from lares_jax.experiment import Experiment
+from lares_jax.recommender import Recommender
 from lares_jax.studies import catalogue as catalogue_study
 from lares_jax.studies import timing
 from lares_jax.training import loop, sharding
@@ -42,6 +46,7 @@ _ROUNDS = flags.DEFINE_integer('rounds', 5, 'Turns of each variant.')
 _JSON = flags.DEFINE_bool('json', False, 'One JSON object as the last line.')
 
 PUBLISHED_BATCH = 1024
+RECOMMEND_BATCH = 4096
 
 
 @dataclasses.dataclass
@@ -63,7 +68,9 @@ def main(argv: list[str]) -> None:
       print(json.dumps(rows))
     return
   makers = {'packed': lambda config: _pretraining('packed', config), 'prefix': prefix,
-            'posttrain': posttrain, 'evaluate': evaluate}
+            'posttrain': posttrain, 'evaluate': evaluate,
+            'recommend': lambda config: recommend('recommend', config, RECOMMEND_BATCH),
+            'recommend_one': lambda config: recommend('recommend_one', config, 1)}
   unknown = [w for w in _WHAT.value if w not in makers]
   if unknown:
     raise InputError(f'--what={unknown[0]}: use some of {", ".join(makers)}')
@@ -82,8 +89,9 @@ def main(argv: list[str]) -> None:
 def _figures(variant: Variant, seconds: list[float]) -> dict[str, Any]:
   median = float(np.median(seconds))
   out = {'what': variant.name, 'per second': f'{variant.once() / median:,.0f} {variant.unit}',
-         'ms': round(median * 1e3), 'fastest': round(min(seconds) * 1e3),
-         'slowest': round(max(seconds) * 1e3), 'temporaries MiB': '', 'HLO lines': ''}
+         'p50 ms': round(median * 1e3, 1),
+         **{f'p{q} ms': round(float(np.percentile(seconds, q)) * 1e3, 1) for q in (95, 99)},
+         'temporaries MiB': '', 'HLO lines': ''}
   if variant.compiled is not None:
     memory = variant.compiled.memory_analysis()
     out['temporaries MiB'] = round(memory.temp_size_in_bytes / 2**20)
@@ -141,6 +149,24 @@ def evaluate(config: Config) -> Variant:
     return experiment.evaluator.ranks(params, 'test', (_DEPTH.value,)).shape[1]
 
   return Variant('evaluate', 'users', once)
+
+
+def recommend(name: str, config: Config, count: int) -> Variant:
+  """Different test users' histories at every call, their own items left out."""
+  experiment = Experiment(config, pathlib.Path())
+  recommender = Recommender.at(experiment, experiment.init_params(), _DEPTH.value)
+  store, raw = experiment.store, np.array(recommender.item_ids, object)
+  user_M, index_M = store.targets('test')
+  order_M = itertools.cycle(np.random.default_rng(0).permutation(len(user_M)))
+
+  def once() -> int:
+    histories = [raw[store.items_N[store.offsets[user_M[m]] : index_M[m]]].tolist()
+                 for m in itertools.islice(order_M, count)]
+    return len(recommender.recommend(histories))
+
+  for _ in range(300 // count):  # so that every size of history has met its program
+    once()
+  return Variant(name, 'histories', once)
 
 
 if __name__ == '__main__':

@@ -63,6 +63,7 @@ class SelectConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PretrainPhase:
+  start: str = ''  # workdir of a phase one whose best parameters to start from; empty: drawn
   loss: PretrainConfig = PretrainConfig()
   rearec: RearecConfig = RearecConfig()  # takes its place where model.reasoner is erl or prl
   train: TrainConfig = TrainConfig()

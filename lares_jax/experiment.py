@@ -129,11 +129,13 @@ class Experiment:
     return self.config.evaluate.depths if self.config.depth.mean else (0,)
 
   def init_params(self) -> Any:
-    """Fresh parameters, born where they live, and those that the data set gives.
+    """Those of `pretrain.start`, or fresh ones, born where they live, and what the data set gives.
 
     Raises:
       InputError: the model reads text embeddings, and the data set has none that fit.
     """
+    if self.config.pretrain.start:
+      return self._trained('pretrain', self.config.pretrain.start)
     places = jax.tree.map(lambda x: x.sharding, self.abstract_params)
     params = jax.jit(self._init, out_shardings=places)(jax.random.key(self.config.seed))
     if 'text' in params:
@@ -159,11 +161,13 @@ class Experiment:
   def reference(self) -> Any:
     """Phase two's start and frozen reference: the best of phase one, here or in another run."""
     start = self.config.posttrain.start
-    if not start:
-      return self.best('pretrain')[0]
+    return self._trained('posttrain', start) if start else self.best('pretrain')[0]
+
+  def _trained(self, phase: str, start: str) -> Any:
+    """The best parameters that phase one left in the workdir `start`, for a phase to start from."""
     other = Experiment.load(start)
     if other.store.fingerprint != self.store.fingerprint:
-      raise InputError(f'posttrain.start={start} was trained on another data set')
+      raise InputError(f'{phase}.start={start} was trained on another data set')
     return Checkpoints(other.workdir, 'pretrain').restore_best(self.abstract_params)[0]
 
   def result(self) -> dict[str, Any]:
@@ -188,7 +192,7 @@ class Experiment:
                        'a step, or set its weight (pretrain.loss.alpha, .gamma; .rearec.contrast) to 0')
     pairs = train.pairs if objective.aligns else 0
     batches = TrainBatches(self.store, c.data, train.batch_rows, pairs, c.seed, clock=self.clock)
-    return self._phase('pretrain', objective, batches, train)
+    return self._phase('pretrain', objective, batches, train, validate_first=bool(c.pretrain.start))
 
   def posttraining(self, reference, kept_N: np.ndarray | None) -> Phase:
     """Phase two against a frozen reference, on the kept prompts (one flag an interaction)."""

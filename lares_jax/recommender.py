@@ -76,10 +76,15 @@ class Recommender:
   @classmethod
   def of(cls, experiment: Experiment) -> 'Recommender':
     """The same, of an experiment from `opened`."""
-    config, store, result = experiment.config, experiment.store, experiment.result()
-    params, _, _ = experiment.best(result['phase'])
+    result = experiment.result()
+    return cls.at(experiment, experiment.best(result['phase'])[0], result['depth'])
+
+  @classmethod
+  def at(cls, experiment: Experiment, params, depth: int) -> 'Recommender':
+    """With parameters and a depth of the caller's."""
+    config, store = experiment.config, experiment.store
     return cls(experiment.model, params, experiment.catalogue, config.data,
-               config.evaluate.batch_rows, config.evaluate.noise_seed, result['depth'],
+               config.evaluate.batch_rows, config.evaluate.noise_seed, depth,
                store.item_ids.to_list(), store.train_count_V, experiment.workdir)
 
   def recommend(self, histories: Sequence[Sequence[str]], k: int = 10, depth: Depth = None,

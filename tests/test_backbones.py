@@ -5,6 +5,8 @@ Parity with the published procedure is in test_golden.py.
 
 import dataclasses
 import functools
+import pathlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +23,12 @@ from lares_jax.model.tedrec import FusionConfig, TedrecFusion
 
 ITEMS = np.arange(20, dtype=np.int32)
 TIMES = np.cumsum(ITEMS**3).astype(np.int64) + 10**9
+EXAMPLE: dict[str, Any] = {'__name__': 'example'}  # the backbone that the README adds
+exec(pathlib.Path(__file__).parents[1].joinpath('README.md').read_text(encoding='utf-8')
+     .split('```python\n')[1].split('```')[0], EXAMPLE)
+LAYERS['conv'] = EXAMPLE['ConvLayer']
 NAMES = (*LAYERS, 'tedrec')
-CAUSAL = ('transformer', 'hstu', 'gru')
+CAUSAL = ('transformer', 'hstu', 'gru', 'conv')
 
 
 @pytest.fixture(autouse=True)

@@ -98,13 +98,6 @@ def _trained(experiment: Experiment, terms):
   return state.params
 
 
-def _recommender(experiment: Experiment, params) -> Recommender:
-  c, store = experiment.config, experiment.store
-  return Recommender(experiment.model, params, experiment.catalogue, c.data, c.evaluate.batch_rows,
-                     c.evaluate.noise_seed, c.depth.mean, store.item_ids.to_list(),
-                     store.train_count_V)
-
-
 @pytest.mark.parametrize('case', CASES)
 def test_it_beats_popularity_and_serves_the_vectors_of_evaluation(built_in, tmp_path, case):
   experiment = Experiment(_config(built_in, CASES[case]), tmp_path)
@@ -120,7 +113,8 @@ def test_it_beats_popularity_and_serves_the_vectors_of_evaluation(built_in, tmp_
   raw_V = np.array(built_in.item_ids.to_list(), object)
   histories = [raw_V[built_in.items_N[built_in.offsets[u]:n]].tolist()
                for u, n in zip(user_M, index_M)]
-  answers = _recommender(experiment, params).recommend(histories, exclude_history=False)
+  recommender = Recommender.at(experiment, params, experiment.config.depth.mean)
+  answers = recommender.recommend(histories, exclude_history=False)
   target_M = raw_V[built_in.items_N[index_M]]
   np.testing.assert_array_equal(hit_M, [t in a.items for t, a in zip(target_M, answers)])
 
@@ -283,7 +277,8 @@ def test_times_reach_training_and_evaluation_and_some_are_hidden(built_in, tmp_p
   raw_V = np.array(built_in.item_ids.to_list(), object)
   histories = [raw_V[built_in.items_N[built_in.offsets[u]:n]].tolist()
                for u, n in zip(user_M[:20], index_M)]
-  answers = _recommender(experiment, params).recommend(histories, exclude_history=False)
+  recommender = Recommender.at(experiment, params, experiment.config.depth.mean)
+  answers = recommender.recommend(histories, exclude_history=False)
   target_M = raw_V[built_in.items_N[index_M]]
   np.testing.assert_array_equal(
     untimed[0, :20] < 10, [t in a.items for t, a in zip(target_M, answers)])

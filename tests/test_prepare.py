@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import amazon
 import numpy as np
 import polars as pl
 import pytest
@@ -271,45 +272,15 @@ def test_prepared_takes_a_directory_or_a_log(tmp_path, rows):
     prepared(str(tmp_path), options, tmp_path / 'cache')
 
 
-def amazon_log(users=200, items=60):
-  """Rows as in a 5-core category: milliseconds, no item twice, at least five of everything."""
-  rng = np.random.default_rng(1)
-  rows = []
-  for user in range(users):
-    chosen = rng.permutation(items)[: rng.integers(5, 15)]
-    times = np.sort(rng.integers(1_500_000_000_000, 1_690_000_000_000, len(chosen)))
-    rows += [(f'AG{user:026d}', f'B0{item:08d}', float(rng.integers(1, 6)), int(time))
-             for item, time in zip(chosen, times)]
-  return rows
-
-
-def write_amazon(directory, rows, with_history) -> str:
-  """The three files of the benchmark: test holds each user's last, valid the one before."""
-  histories = collections.defaultdict(list)
-  for row in rows:
-    histories[row[0]].append(row)
-  header = 'user_id,parent_asin,rating,timestamp' + ',history' * with_history
-  lines = {part: [header] for part in PARTS}
-  for history in histories.values():
-    for at, row in enumerate(history):
-      part = PARTS[max(0, at - len(history) + 3)]
-      earlier = [' '.join(other[1] for other in history[:at])] if with_history else []
-      lines[part].append(','.join([*map(str, row), *earlier]))
-  directory.mkdir()
-  for part in PARTS:
-    (directory / f'Musical_Instruments.{part}.csv').write_text('\n'.join(lines[part]) + '\n')
-  return str(directory / 'Musical_Instruments.*.csv')
-
-
 def test_amazon_reviews_2023(tmp_path):
-  rows = amazon_log()
+  rows = amazon.log()
   header = 'user_id,parent_asin,rating,timestamp\n'
   shuffled = [rows[k] for k in np.random.default_rng(2).permutation(len(rows))]
   raw = tmp_path / 'Musical_Instruments.csv'
   raw.write_text(header + ''.join(','.join(map(str, row)) + '\n' for row in shuffled))
   ways = {
-    'last_out': write_amazon(tmp_path / 'last_out', rows, with_history=False),
-    'last_out_w_his': write_amazon(tmp_path / 'last_out_w_his', rows, with_history=True),
+    'last_out': amazon.write(tmp_path / 'last_out', rows, with_history=False),
+    'last_out_w_his': amazon.write(tmp_path / 'last_out_w_his', rows, with_history=True),
     'raw': str(raw),
   }
   stores = {way: prepare(path, tmp_path / f'{way}_set') for way, path in ways.items()}

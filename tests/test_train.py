@@ -66,6 +66,25 @@ def test_a_run_whose_data_set_changed_is_refused(finished, tmp_path):
     Experiment.load(str(tmp_path))
 
 
+@pytest.mark.parametrize('phase', ('pretrain', 'posttrain'))
+def test_a_phase_starts_from_the_best_of_another_run(finished, store, tmp_path, phase):
+  config = make_config(store, phases=phase)
+  part = dataclasses.replace(getattr(config, phase), start=str(finished.workdir))
+  experiment = Experiment(dataclasses.replace(config, **{phase: part}), tmp_path)
+  theirs = _params(finished, 'pretrain')
+  ours = experiment.init_params() if phase == 'pretrain' else experiment.reference()
+  for a, b in zip(theirs, jax.tree.leaves(ours), strict=True):
+    np.testing.assert_array_equal(a, b)
+  started = experiment.pretraining() if phase == 'pretrain' else experiment.posttraining(ours, None)
+  assert started.validate_first, 'training must beat its start'
+  (tmp_path / 'other').mkdir()
+  other = make_store(tmp_path / 'other', seed=5).directory
+  moved = dataclasses.replace(experiment.config, data=make_config(other).data)
+  strange = Experiment(moved, tmp_path)
+  with pytest.raises(InputError, match=f'{phase}.start=.* was trained on another data set'):
+    strange.init_params() if phase == 'pretrain' else strange.reference()
+
+
 class _Stop(Exception):
   pass
 

@@ -27,10 +27,12 @@ class PosttrainConfig:
   beta: float = 1.0
   reference_noise: str = 'shared'  # the rollout's own Z_0; or independent, as published
   depths: str = 'rollout'  # each rollout its own depth; or group: one depth for all of a step
+  advantage: str = 'group'  # against the group; positive: that, nothing below 0; reward: as it is
 
   def __post_init__(self):
     choices = dict(reward=('recall', 'ndcg'), reference_noise=('shared', 'independent'),
-                   depths=('rollout', 'group'))
+                   depths=('rollout', 'group'),
+                   advantage=('group', 'positive', 'reward'))
     for key, allowed in choices.items():
       if getattr(self, key) not in allowed:
         raise InputError(f'posttrain.{key}={getattr(self, key)!r}: use {" or ".join(allowed)}')
@@ -44,10 +46,17 @@ class Draw(NamedTuple):
   depth_G: Array
 
 
-def advantages(reward_GxM: jax.Array) -> jax.Array:
-  """(reward - mean of the group) / (unbiased std of the group + 1e-4)."""
+def advantages(reward_GxM: jax.Array, kind: str = 'group') -> jax.Array:
+  """(reward - mean of the group) / (unbiased std of the group + 1e-4).
+
+  An action below the mean is still the true target. `positive` does not punish it; `reward` has no
+  baseline at all.
+  """
+  if kind == 'reward':
+    return reward_GxM
   centred_GxM = reward_GxM - reward_GxM.mean(axis=0)
-  return centred_GxM / (reward_GxM.std(axis=0, ddof=1) + 1e-4)
+  advantage_GxM = centred_GxM / (reward_GxM.std(axis=0, ddof=1) + 1e-4)
+  return jnp.maximum(advantage_GxM, 0.0) if kind == 'positive' else advantage_GxM
 
 
 def policy_loss(logprob_TxGxM, reference_TxGxM, advantage_GxM, depth_G, beta: float):
@@ -107,7 +116,7 @@ class Posttrain:
     group = jnp.arange(c.rollouts)
     final_GxMxD = jax.lax.stop_gradient(states_TxGxMxD[draw.depth_G - 1, group])
     reward_GxM = self._rewards(jax.lax.stop_gradient(params), final_GxMxD, target_M, prompt_M)
-    advantage_GxM = advantages(reward_GxM)
+    advantage_GxM = advantages(reward_GxM, c.advantage)
     loss_GxM, kl_GxM = policy_loss(logprob_TxGxM, frozen_TxGxM, advantage_GxM, draw.depth_G, c.beta)
 
     prompts = jnp.maximum(prompt_M.sum(), 1)

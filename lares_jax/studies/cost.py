@@ -21,7 +21,7 @@ from lares_jax.studies import flops, timing
 from lares_jax.training import sharding
 from lares_jax.training.evaluation import user_vectors
 
-_TRAINING_TURNS = 5  # at most: it is their median that counts, and they are long
+MEDIAN_TURNS = 5  # at most, where only the median counts and a call is long
 
 
 class Fit(NamedTuple):
@@ -128,7 +128,7 @@ def programs(experiment: Experiment, params, depths: Sequence[int],
   training = {name: call for name, call in calls.items() if isinstance(call, _Training)}
   inference = {name: call for name, call in calls.items() if name not in training}
   seconds_of = (timing.in_turns(inference, repeats) |
-                timing.in_turns(training, min(repeats, _TRAINING_TURNS)))
+                timing.in_turns(training, min(repeats, MEDIAN_TURNS)))
   for (n, size), seconds in seconds_of.items():
     lines[n] |= {f'{size}_ms': 1e3 * float(np.median(seconds)),
                  f'{size}_p95_ms': 1e3 * float(np.quantile(seconds, 0.95))}
