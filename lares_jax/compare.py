@@ -17,7 +17,6 @@ popularity in training. A config names
 """
 
 import pathlib
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -34,7 +33,7 @@ from lares_jax.errors import InputError, front_door
 from lares_jax.experiment import Experiment
 from lares_jax.model.lares import GIVEN
 from lares_jax.studies.cost import flops_per_user
-from lares_jax.training import loop, processes
+from lares_jax.training import processes
 from lares_jax.training.log import training_seconds
 
 _CONFIG = config_flags.DEFINE_config_file('config', help_string='A file configs/compare_*.py.')
@@ -45,21 +44,16 @@ HISTORIES = ('ranked', 'removed')
 _NOTHING = dict.fromkeys(('against', 'difference', 'relative', 'low', 'high', 'p', 'p_holm'))
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str]) -> None:
   del argv
   if not _WORKDIR.value:
     raise InputError('give --workdir=DIR, where runs and table go')
   workdir = pathlib.Path(_WORKDIR.value)
-  try:
-    with processes.joined():
-      plan = comparison.plan_of(_CONFIG.value)
-      experiments = comparison.start(plan, workdir)
-      comparison.train(experiments)
-      write(plan, compare(plan, experiments), workdir)
-  except loop.Interrupted as stop:
-    print(f'{stop}: saved; the same command goes on from here', file=sys.stderr)
-    return stop.code
-  return 0
+  with processes.joined():
+    plan = comparison.plan_of(_CONFIG.value)
+    experiments = comparison.start(plan, workdir)
+    comparison.train(experiments)
+    write(plan, compare(plan, experiments), workdir)
 
 
 def compare(plan: Plan, experiments: Mapping[str, Sequence[Experiment]]) -> list[dict[str, Any]]:
@@ -89,13 +83,15 @@ def compare(plan: Plan, experiments: Mapping[str, Sequence[Experiment]]) -> list
 
 
 def _popularity(experiment: Experiment, history: str) -> dict[str, Any]:
-  """The line of ranking by occurrences in training; items are numbered that way."""
+  """The line of ranking by occurrences in training, ties counting half."""
   store = experiment.store
   user_M, index_M = store.targets('test')
-  rank_M = store.items_N[index_M].astype(float)
+  count_V, target_M = store.train_count_V, store.items_N[index_M]
+  rank_M = metrics.popularity_ranks(count_V, target_M)
   for m, (first, end) in enumerate(zip(store.offsets[user_M], index_M) if history == 'removed' else ()):
-    hidden = np.unique(store.items_N[first:end])
-    rank_M[m] = store.num_items - 1 if rank_M[m] in hidden else rank_M[m] - (hidden < rank_M[m]).sum()
+    hidden, own = np.unique(store.items_N[first:end]), count_V[target_M[m]]
+    above = (count_V[hidden] > own).sum() + 0.5 * (count_V[hidden] == own).sum()
+    rank_M[m] = store.num_items - 1 if target_M[m] in hidden else rank_M[m] - above
   value_M = metrics.per_user(rank_M, (10,))
   nothing = dict.fromkeys(('parameters', 'parameters_without_items', 'training_seconds',
                            'flops_per_user'), 0)

@@ -104,6 +104,8 @@ class Config:
     if self.data.rows == 'packed' and not self.model.causal:
       raise InputError('data.rows=packed: this backbone or fusion sees the whole row; '
                        'set data.rows=prefix')
+    if self.depth.mean and not self.model.core_layers:
+      raise InputError('model.core_layers=0 is the plain backbone, without depth: set depth.mean=0')
     if self.model.reasoner != 'lares':
       self._check_rearec()
 

@@ -1,5 +1,6 @@
 """What a person did wrong, said in one line."""
 
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -11,8 +12,19 @@ class InputError(ValueError):
   """Bad input: the message is one line that names the file, row or key, and the mend."""
 
 
+class Interrupted(Exception):
+  """A signal asked the run to stop; it was saved first. `code` is the exit code."""
+
+  def __init__(self, signum: int):
+    super().__init__(signal.Signals(signum).name)
+    self.code = 128 + signum
+
+
 def front_door(main: Callable[[list[str]], Any]) -> None:
-  """Runs `main` under absl; bad flags or an `InputError` become one line and exit code 1."""
+  """Runs `main` under absl; bad flags or an `InputError` become one line and exit code 1.
+
+  So does a signal that ended training, with its own exit code.
+  """
 
   def reported(argv: list[str]) -> Any:
     logging.set_verbosity(logging.WARNING)  # orbax tells its whole life otherwise
@@ -22,6 +34,9 @@ def front_door(main: Callable[[list[str]], Any]) -> None:
       return main(argv)
     except InputError as error:
       return _say(error)
+    except Interrupted as stop:
+      print(f'{stop}: saved; the same command goes on from here', file=sys.stderr)
+      return stop.code
 
   app.run(reported, flags_parser=_parsed)
 

@@ -15,14 +15,16 @@ from absl import flags
 from lares_jax import metrics, report
 from lares_jax.errors import InputError, front_door
 from lares_jax.experiment import Experiment
+from lares_jax.recommender import MAX_DEPTH
 from lares_jax.training import processes
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'A trained run.')
 _SPLIT = flags.DEFINE_enum('split', 'test', ['valid', 'test'], 'Which targets.')
 _DEPTHS = flags.DEFINE_list('depths', [], 'Depths; those of the config if empty.')
-_PHASE = flags.DEFINE_string('phase', '', 'pretrain or posttrain; the one the result chose if empty.')
+_PHASE = flags.DEFINE_enum('phase', None, ['pretrain', 'posttrain'], 'Else what the result chose.')
 _EXCLUDE = flags.DEFINE_bool('exclude_history', False, "Leave a user's history out of the ranking.")
-_DRAWS = flags.DEFINE_integer('draws', 1, 'Draws of the initial noise, for its spread.')
+_DRAWS = flags.DEFINE_integer('draws', 1, 'Draws of the initial noise, for its spread.',
+                              lower_bound=1)
 
 
 def main(argv: list[str]) -> None:
@@ -39,14 +41,15 @@ def evaluate(experiment: Experiment) -> None:
   result = experiment.result()
   phase = _PHASE.value or result['phase']
   params, _, step = experiment.best(phase)
+  chosen = int(np.load(experiment.workdir / 'ranks.npz')[f'{phase}_depth'])
   rank_SxTxM = np.stack([
     experiment.evaluator.ranks(params, _SPLIT.value, depths, draw=draw,
                                exclude_history=_EXCLUDE.value) for draw in range(_DRAWS.value)])
   by_draw = [{d: metrics.summary(r) for d, r in zip(depths, rank_TxM)} for rank_TxM in rank_SxTxM]
   history = 'removed' if _EXCLUDE.value else 'ranked'
-  print(report.depth_table(by_draw[0], result['depth'], f'{_SPLIT.value}, history {history}'))
+  print(report.depth_table(by_draw[0], chosen, f'{_SPLIT.value}, history {history}'))
   out = {'workdir': str(experiment.workdir), 'phase': phase, 'step': step, 'split': _SPLIT.value,
-         'history': history, 'chosen_depth': result['depth'], 'metrics': by_draw[0]}
+         'history': history, 'chosen_depth': chosen, 'metrics': by_draw[0]}
   if _DRAWS.value > 1:
     out['spread_over_draws'] = {
       d: {k: float(np.std([m[d][k] for m in by_draw], ddof=1)) for k in by_draw[0][d]}
@@ -59,8 +62,10 @@ def _depths(experiment: Experiment) -> tuple[int, ...]:
     depths = tuple(int(d) for d in _DEPTHS.value) or experiment.depths
   except ValueError:
     raise InputError(f'--depths={",".join(_DEPTHS.value)}: whole numbers, such as 1,2,4') from None
-  if min(depths) < 0:
-    raise InputError('--depths: a depth is 0 or more')
+  model = experiment.model.config
+  most = MAX_DEPTH if model.recurrent else max(experiment.depths)
+  if min(depths) < 0 or max(depths) > most:
+    raise InputError(f'--depths={",".join(_DEPTHS.value)}: this model goes from 0 to {most}')
   return depths
 
 

@@ -1,8 +1,10 @@
 """From a config to the things that a run needs: data, model, evaluator, phases, and their files."""
 
+import contextlib
 import dataclasses
 import functools
 import json
+import math
 import pathlib
 from typing import Any
 
@@ -15,6 +17,7 @@ from lares_jax.catalogue import Catalogue
 from lares_jax.config import Config
 from lares_jax.data import synthetic, text
 from lares_jax.data.batches import Clock, TrainBatches
+from lares_jax.data.rows import blank
 from lares_jax.data.store import Store
 from lares_jax.errors import InputError
 from lares_jax.files import read_json, write_json
@@ -29,6 +32,7 @@ from lares_jax.training import optimizer, processes, sharding
 from lares_jax.training.checkpoint import Checkpoints, abstract
 from lares_jax.training.evaluation import Evaluator
 from lares_jax.training.loop import Phase
+from lares_jax.training.sharding import MeshConfig
 
 # Settings that may change between the starts of one run: they do not change what it computes.
 _FREE = ('phases', 'evaluate', 'mesh', 'data.path', 'data.cache', 'data.prepare')
@@ -56,7 +60,8 @@ class Experiment:
       mine['text'] = text.fingerprint(experiment.store, config.model.fusion.text_width)
     mine = json.loads(json.dumps(mine))  # tuples as lists, as they will be read back
     file = experiment.workdir / 'config.json'
-    if file.exists():
+    # A run that never saved anything, such as one whose settings were refused, claims no workdir.
+    if file.exists() and any(experiment.workdir.glob('checkpoints/*/*/*')):
       _check_same(mine, read_json(file), experiment.workdir)
     experiment.workdir.mkdir(parents=True, exist_ok=True)
     write_json(file, mine)
@@ -64,7 +69,7 @@ class Experiment:
 
   @classmethod
   def load(cls, workdir: str) -> 'Experiment':
-    """The experiment that trained in `workdir`.
+    """The experiment that trained in `workdir`, on the devices that are here.
 
     Raises:
       InputError: there is none, or its data set has changed since.
@@ -74,7 +79,9 @@ class Experiment:
     if not file.exists():
       raise InputError(f'{workdir}: no config.json there; --workdir must name a trained run')
     content = read_json(file)
-    experiment = cls(config_lib.typed(content['config']), directory)
+    config = config_lib.typed(content['config'])
+    mesh = MeshConfig(catalogue=math.gcd(config.mesh.catalogue, jax.device_count()))
+    experiment = cls(dataclasses.replace(config, mesh=mesh), directory)
     if experiment.store.fingerprint != content['data']:
       raise InputError(f'{experiment.store.directory}: not the data set that {workdir} was trained '
                        'on, so its item numbers mean other items; prepare that one again')
@@ -150,13 +157,17 @@ class Experiment:
     return abstract(shapes, sharding.of_tree(shapes, self.mesh))
 
   def _init(self, key) -> Any:
-    rows = TrainBatches(self.store, self.config.data, 1, 0, 0, clock=self.clock).batch(0).rows
+    rows = blank((1, self.config.data.length), self.config.model.backbone.times)
     z0 = np.zeros((*rows.item_BxL.shape, self.config.model.backbone.width), np.float32)
     return self.model.init(key, rows, z0, 1, cap=1)['params']
 
   def best(self, phase: str) -> tuple[Any, dict[str, float], int]:
     """(parameters, validation metrics, step) of a phase's best checkpoint."""
-    return Checkpoints(self.workdir, phase).restore_best(self.abstract_params)
+    return self._best_of(self.workdir, phase)
+
+  def _best_of(self, workdir: pathlib.Path, phase: str) -> tuple[Any, dict[str, float], int]:
+    with contextlib.closing(Checkpoints(workdir, phase, read_only=True)) as checkpoints:
+      return checkpoints.restore_best(self.abstract_params)
 
   def reference(self) -> Any:
     """Phase two's start and frozen reference: the best of phase one, here or in another run."""
@@ -168,7 +179,14 @@ class Experiment:
     other = Experiment.load(start)
     if other.store.fingerprint != self.store.fingerprint:
       raise InputError(f'{phase}.start={start} was trained on another data set')
-    return Checkpoints(other.workdir, 'pretrain').restore_best(self.abstract_params)[0]
+    # Orbax would cut or fill arrays of another shape without a word.
+    shapes = lambda e: jax.tree.map(lambda x: x.shape, e.abstract_params)
+    if shapes(other) != shapes(dataclasses.replace(self, config=dataclasses.replace(
+        self.config, mesh=other.config.mesh))):
+      mine, theirs = (dataclasses.asdict(e.config.model) for e in (self, other))
+      differing = _differing(mine, theirs)
+      raise InputError(f'{phase}.start={start} is another model: {", ".join(differing)}')
+    return self._best_of(other.workdir, 'pretrain')[0]
 
   def result(self) -> dict[str, Any]:
     file = self.workdir / 'result.json'

@@ -38,7 +38,7 @@ from lares_jax.errors import InputError, front_door
 from lares_jax.experiment import Experiment
 from lares_jax.files import write_json
 from lares_jax.model.lares import at_places
-from lares_jax.recommender import MAX_DEPTH, Recommender, encode, opened
+from lares_jax.recommender import MAX_DEPTH, Recommender, encode
 from lares_jax.scoring import comparable
 
 PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
@@ -76,7 +76,7 @@ def export(workdir: str, output: str, platforms: Sequence[str] = ('cpu',), k: in
   directory = pathlib.Path(output).absolute()
   if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
     raise InputError(f'{output}: exists; choose another --output, or delete it')
-  experiment = opened(workdir)
+  experiment = Experiment.load(workdir)
   recommender = Recommender.of(experiment)
   if not 1 <= k <= len(recommender.item_ids):
     raise InputError(f'--k={k}: from 1 to the {len(recommender.item_ids)} items there are')
@@ -168,9 +168,10 @@ def _metrics(experiment: Experiment, recommender: Recommender, params: dict[str,
   result = experiment.result()
   if table == 'float32':
     return {'result': result}
-  rank_1xM = experiment.evaluator.ranks(
-    model_params({name: jnp.asarray(x) for name, x in params.items()}), 'test',
-    (recommender.depth,))
+  padded = model_params({name: jnp.asarray(x) for name, x in params.items()})
+  spare = experiment.catalogue.rows - len(padded['item'])
+  padded['item'] = jnp.pad(padded['item'], [(0, spare), (0, 0)])
+  rank_1xM = experiment.evaluator.ranks(padded, 'test', (recommender.depth,))
   narrow, full = metrics.summary(rank_1xM[0]), result['test_at_depth']
   change = {name: narrow[name] - full[name] for name in full}
   return {'result': result, 'test_at_depth': {'float32': full, table: narrow, 'change': change}}

@@ -7,8 +7,6 @@ Stopped by a signal or killed, the same command goes on where it was. On several
 all of them with LARES_PROCESSES set (see training/processes.py and launch/).
 """
 
-import sys
-
 from absl import flags
 from ml_collections import config_flags
 
@@ -16,23 +14,18 @@ from lares_jax import config as config_lib
 from lares_jax import run
 from lares_jax.errors import InputError, front_door
 from lares_jax.experiment import Experiment
-from lares_jax.training import loop, processes
+from lares_jax.training import processes
 
 _CONFIG = config_flags.DEFINE_config_file('config', help_string='A file of configs/.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Where checkpoints, metrics and results go.')
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str]) -> None:
   del argv
   if not _WORKDIR.value:
     raise InputError('give --workdir=DIR, where everything goes')
-  try:
-    with processes.joined():
-      run.train(Experiment.start(config_lib.of_flag(_CONFIG.value), _WORKDIR.value))
-  except loop.Interrupted as stop:
-    print(f'{stop}: saved; the same command goes on from here', file=sys.stderr)
-    return stop.code
-  return 0
+  with processes.joined():
+    run.train(Experiment.start(config_lib.of_flag(_CONFIG.value), _WORKDIR.value))
 
 
 if __name__ == '__main__':

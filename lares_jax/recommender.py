@@ -8,7 +8,6 @@ The exported artifact (export.py) runs the same two functions, `encode` and `Cat
 
 import dataclasses
 import functools
-import math
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
@@ -27,7 +26,6 @@ from lares_jax.errors import InputError
 from lares_jax.experiment import Experiment
 from lares_jax.model.lares import Lares
 from lares_jax.scoring import comparable
-from lares_jax.training.sharding import MeshConfig
 
 MAX_DEPTH = 64  # depth is a run-time argument of one program; steps beyond it are skipped
 Depth = int | str | Rule | None
@@ -71,12 +69,15 @@ class Recommender:
     Raises:
       InputError: no finished run there, or its data set has changed since.
     """
-    return cls.of(opened(workdir))
+    return cls.of(Experiment.load(workdir))
 
   @classmethod
   def of(cls, experiment: Experiment) -> 'Recommender':
-    """The same, of an experiment from `opened`."""
+    """The same, of a finished experiment."""
     result = experiment.result()
+    if experiment.config.model.backbone.times:
+      print(f'warning: {experiment.workdir} was trained with times, and raw histories have none: they '
+            'are read like the tenth of the training rows whose times were hidden', file=sys.stderr)
     return cls.at(experiment, experiment.best(result['phase'])[0], result['depth'])
 
   @classmethod
@@ -219,22 +220,6 @@ class Recommender:
 
   def _comparable(self, x_MxD) -> np.ndarray:
     return np.asarray(comparable(jnp.asarray(x_MxD), self.catalogue.config))
-
-
-def opened(workdir: str) -> Experiment:
-  """A finished run to serve from, on the devices there are here, whatever mesh it trained on.
-
-  Raises:
-    InputError: no finished run there, or its data set has changed since.
-  """
-  experiment = Experiment.load(workdir)
-  shares = math.gcd(experiment.config.mesh.catalogue, jax.device_count())
-  config = dataclasses.replace(experiment.config, mesh=MeshConfig(catalogue=shares))
-  experiment = dataclasses.replace(experiment, config=config)
-  if config.model.backbone.times:
-    print(f'warning: {workdir} was trained with times, and raw histories have none: they are read like '
-          'the tenth of the training rows whose times were hidden', file=sys.stderr)
-  return experiment
 
 
 @functools.partial(jax.jit, static_argnums=0)

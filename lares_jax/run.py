@@ -19,14 +19,16 @@ def train(experiment: Experiment) -> dict:
   c = experiment.config
   start = time.time()
   as_dict = dataclasses.asdict(c)
-  fit = lambda phase, params: loop.run(phase, params, experiment.workdir, as_dict, experiment.mesh)
+  fit = lambda phase, params: loop.run(
+    phase, params, experiment.abstract_params, experiment.workdir, as_dict, experiment.mesh)
   if 'pretrain' in c.phase_list:
-    fit(experiment.pretraining(), experiment.init_params())
-  if 'select' in c.phase_list:
+    fit(experiment.pretraining(), experiment.init_params)
+  begun = Checkpoints(experiment.workdir, 'posttrain', read_only=True).latest_step is not None
+  if 'select' in c.phase_list and not begun:  # a phase goes on with the prompts that it began with
     selection.select(experiment)
   if 'posttrain' in c.phase_list:
     reference = experiment.reference()
-    fit(experiment.posttraining(reference, selection.load(experiment)), reference)
+    fit(experiment.posttraining(reference, selection.load(experiment)), lambda: reference)
   result = finish(experiment, time.time() - start)
   print(f'wrote {experiment.workdir}/result.json, metrics.jsonl, checkpoints/, tensorboard/')
   return result
@@ -41,7 +43,7 @@ def finish(experiment: Experiment, seconds: float) -> dict:
   """
   c = experiment.config
   phases = [p for p in ('pretrain', 'posttrain')
-            if Checkpoints(experiment.workdir, p).best_step is not None]
+            if Checkpoints(experiment.workdir, p, read_only=True).best_step is not None]
   if not phases:
     raise InputError(f'{experiment.workdir}: nothing is trained yet; run the phase pretrain first')
   best = {p: experiment.best(p) for p in phases}

@@ -5,6 +5,7 @@ import io
 import numpy as np
 
 from lares_jax import files
+from lares_jax.errors import InputError
 from lares_jax.experiment import Experiment
 from lares_jax.training import processes
 
@@ -21,6 +22,9 @@ def select(experiment: Experiment) -> None:
     for draw in range(1, c.select.passes + 1):
       rank_1xM = experiment.evaluator.ranks(params, 'train', (c.depth.mean,), draw=draw)
       kept_N[end_N] |= rank_1xM[0] < c.select.top
+  if not kept_N.any():
+    raise InputError(f'select: no target of training ranks within select.top={c.select.top}; train '
+                     'phase one for longer, or raise it')
   share = float(kept_N[end_N].mean())
   packed = io.BytesIO()
   np.save(packed, np.packbits(kept_N))

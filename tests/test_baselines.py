@@ -80,7 +80,8 @@ def _config(store, changes: dict) -> Config:
   return config_lib.typed(config)
 
 
-TERMS = {'duorec': ('trajectory', 'dropout'), 'erl': ('divergence',), 'prl': ('early', 'contrast')}
+TERMS = {'duorec': ('trajectory', 'dropout_alignment'), 'erl': ('divergence',),
+         'prl': ('early', 'contrast')}
 
 
 def _trained(experiment: Experiment, terms):

@@ -190,7 +190,7 @@ def test_a_metric_named_step_does_not_hide_the_counter(tmp_path):
   for start, steps in ((0, (2, 4, 6)), (4, (6, 8))):
     log = Log(tmp_path, 'pretrain', start, 10, start > 0)
     for step in steps:
-      log.add({'loss': 1.0, 'targets': 5.0, 'step': 0.07})
+      log.add({'loss': 1.0, 'targets': 5.0})
       log.flush(step)
     log.close()
   lines = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').open()]

@@ -77,7 +77,8 @@ def test_pretraining_terms_and_gradients(name):
     return objective.loss(params, _batch(golden), draw, (z[0], z[2], z[1]), [jax.random.key(0)] * 3)
 
   (total, terms), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(tree(golden, 'param/'))
-  for ours, theirs in (('cross_entropy', 'recommendation'), ('trajectory',) * 2, ('step',) * 2):
+  for ours, theirs in (('cross_entropy', 'recommendation'), ('trajectory',) * 2,
+                       ('step_alignment', 'step')):
     np.testing.assert_allclose(terms[ours], golden[f'spt/{theirs}'], rtol=1e-5, err_msg=ours)
   np.testing.assert_allclose(total, golden['spt/loss'], rtol=1e-5)
   if name == 'tedrec_add_cos':  # the text is given, and the gate's noise is off

@@ -48,17 +48,6 @@ def test_targets_leave_out_what_has_no_history(tmp_path):
   assert targets == {'train': [[0, 0], [1, 2]], 'valid': [[0], [3]], 'test': [[0, 1], [4, 6]]}
 
 
-def test_item_index_knows_text_numbers_and_strangers(tmp_path):
-  ids = pl.Series(['10', '9', 'ü 😀', '007'])
-  opened = write(tmp_path / 'set', item_ids=ids)
-  found = opened.item_index(['ü 😀', '007', 'nobody', '10'])
-  assert found.dtype == np.int32
-  assert [opened.item_ids[int(item)] if item >= 0 else None for item in found] == [
-    'ü 😀', '007', None, '10']
-  np.testing.assert_array_equal(
-    opened.item_index(np.array([9, 10, 7])), opened.item_index(['9', '10', '7']))
-  assert opened.item_index([]).tolist() == []
-
 
 @pytest.mark.parametrize(
   ('ids', 'ordered'),

@@ -22,7 +22,7 @@ from lares_jax.adaptive import CRITERIA, Rule
 from lares_jax.experiment import Experiment
 from lares_jax.files import read_json, write_json
 from lares_jax.model.backbone import BackboneConfig
-from lares_jax.recommender import Recommender, opened
+from lares_jax.recommender import Recommender
 from lares_jax.studies import cost, page, quality, scaling
 from lares_jax.training.checkpoint import Checkpoints
 
@@ -49,7 +49,8 @@ def run(tmp_path_factory):
   output = directory / 'report'
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(quality, '_LEVELS', (0.2, 0.6))  # few rules, as each is timed
-    scaling.study(opened(str(workdir)), output, DEPTHS, WIDTHS, users=0, repeats=1, profile=True)
+    scaling.study(
+      Experiment.load(str(workdir)), output, DEPTHS, WIDTHS, users=0, repeats=1, profile=True)
   rows = {name: read_json(output / f'{name}.json')['rows']
           for name in ('cost', 'fit', 'quality', 'adaptive', 'width')}
   return types.SimpleNamespace(workdir=workdir, output=output, rows=rows, params=params,

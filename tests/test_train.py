@@ -50,7 +50,8 @@ def test_a_run_leaves_what_it_promises(finished):
   assert kinds == {(p, k) for p in ('pretrain', 'posttrain') for k in ('train', 'validation')}
   first = next(line for line in lines if line['phase'] == 'posttrain')
   assert first['kind'] == 'validation' and first['step'] == 0, 'phase two is validated before it starts'
-  for key in ('loss', 'cross_entropy', 'trajectory', 'step', 'grad_norm', 'depth', 'targets_per_s'):
+  for key in ('loss', 'cross_entropy', 'trajectory', 'step_alignment', 'grad_norm', 'depth',
+              'targets_per_s'):
     assert any(key in line for line in lines if line['phase'] == 'pretrain'), key
   for key in ('reward', 'equal_groups', 'kl', 'advantage_spread'):
     assert any(key in line for line in lines if line['phase'] == 'posttrain'), key
@@ -152,7 +153,8 @@ def test_one_compilation_for_all_depths_and_steps(store, tmp_path, monkeypatch):
 
   monkeypatch.setattr(loop.state_lib, 'train_step', counted)
   experiment = Experiment.start(make_config(store), str(tmp_path))
-  loop.run(experiment.pretraining(), experiment.init_params(), tmp_path, {}, experiment.mesh)
+  loop.run(experiment.pretraining(), experiment.init_params, experiment.abstract_params, tmp_path, {},
+           experiment.mesh)
   assert len(traces) == 1
 
 
@@ -163,7 +165,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update(store, tmp_path):
   params['position'] = params['position'].at[0, 0].set(np.nan)
   said = r'step 0 is not finite \(.*loss.*first parameter.*input_norm.*on_nan'
   with pytest.raises(InputError, match=said):
-    loop.run(phase, params, tmp_path, {}, experiment.mesh)
+    loop.run(phase, lambda: params, experiment.abstract_params, tmp_path, {}, experiment.mesh)
   assert loop.Checkpoints(tmp_path, 'pretrain').latest_step is None
 
 
@@ -176,7 +178,9 @@ def test_a_half_written_checkpoint_is_ignored_with_a_warning(tmp_path, capsys):
 
 
 def test_a_workdir_of_another_config_or_data_set_is_refused(store, tmp_path):
+  Experiment.start(make_config(store, seed=1), str(tmp_path))  # nothing saved: it claims nothing
   Experiment.start(make_config(store), str(tmp_path))
+  (tmp_path / 'checkpoints' / 'pretrain' / 'latest' / '3').mkdir(parents=True)
   with pytest.raises(InputError, match=r'seed \(0 there, 1 here\)'):
     Experiment.start(make_config(store, seed=1), str(tmp_path))
   other = make_store(tmp_path / 'other', seed=1).directory

@@ -5,7 +5,6 @@ import functools
 import itertools
 from typing import NamedTuple
 
-import grain
 import numpy as np
 
 from lares_jax.data.rows import Array, Plan, Rows, fill, pack, ranges, units_per_tick
@@ -142,7 +141,7 @@ class TrainBatches:
     store: the data set.
     config: rows.
     batch_rows: B.
-    pairs: P; 0 leaves the partners out (no alignment).
+    pairs: P, at most; 0 leaves the partners out (no alignment).
     seed: of the order, the company in a row, and the partners.
     kept_N: flags of the interactions that count as targets; None: all of training.
     clock: the times that rows are to have.
@@ -166,8 +165,9 @@ class TrainBatches:
     self._by_row_S = np.argsort(self._plan.row_S, kind='stable')
     self._row_first = np.searchsorted(self._plan.row_S[self._by_row_S], np.arange(self._plan.rows + 1))
     self._store, self._config, self._seed = store, config, seed
-    self.batch_rows, self.pairs = batch_rows, pairs
-    self.targets = int((length_S - self.windows.context_S).sum() if kept_N is None else kept_N.sum())
+    # There is one anchor a segment: more pairs than a batch has segments would be filling.
+    segments = batch_rows * len(length_S) / self._plan.rows * (1.2 if packed else 1.0)
+    self.batch_rows, self.pairs = batch_rows, min(pairs, int(segments) + 1)
     self.steps_per_epoch = max(self._plan.rows // batch_rows, 1)
     if pairs:
       self._partners = Partners(store, config.max_history)
@@ -262,10 +262,6 @@ class TrainBatches:
       return rows
     hidden_Bx1 = generator.random((len(rows.time_BxL), 1)) < _HIDDEN
     return rows._replace(time_BxL=np.where(hidden_Bx1, np.int32(-1), rows.time_BxL))
-
-  def dataset(self) -> grain.MapDataset:
-    """Every step's batch by index, for grain to prefetch and to remember its place in."""
-    return grain.MapDataset.range(2**31 - 1).map(lambda step: self.batch(int(step)))
 
 
 class EvalBatch(NamedTuple):

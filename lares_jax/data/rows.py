@@ -20,6 +20,13 @@ class Rows(NamedTuple):
   time_BxL: Array | None = None  # int32, ticks since the segment's start; None, or below 0: unknown
 
 
+def blank(shape: tuple[int, int], times: bool) -> Rows:
+  """Rows [B, L] full of one history of item 0, for their shapes alone."""
+  zero_BxL = np.zeros(shape, np.int32)
+  position_BxL = np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape)
+  return Rows(zero_BxL, position_BxL, zero_BxL, zero_BxL == 0, zero_BxL if times else None)
+
+
 class Plan(NamedTuple):
   """Where each of S segments goes: its row, and its first place in that row."""
 

@@ -22,7 +22,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -105,17 +105,6 @@ class Store:
   def train_count_V(self) -> np.ndarray:
     """How often each item occurs in training, int64, falling."""
     return self._items['train_count'].to_numpy()
-
-  @functools.cached_property
-  def _item_index(self) -> pl.DataFrame:
-    return self._items.select('id').with_row_index('item')
-
-  def item_index(self, raw_ids: pl.Series | Sequence[Any] | np.ndarray) -> np.ndarray:
-    """The items that raw ids stand for, int32, in the same order; -1 where unknown."""
-    raw = raw_ids if isinstance(raw_ids, pl.Series) else pl.Series(values=raw_ids)
-    queries = raw.cast(pl.String).alias('id').to_frame()
-    found = queries.join(self._item_index, on='id', how='left', maintain_order='left')
-    return found['item'].cast(pl.Int32).fill_null(-1).to_numpy()
 
   def targets(self, split: str) -> tuple[np.ndarray, np.ndarray]:
     """The interactions to predict in 'valid' or 'test'.

@@ -31,7 +31,8 @@ def rfft(x_BxLxD: jax.Array, frequencies: int | None = None) -> Spectrum:
   x_BxLxD = x_BxLxD.astype(jnp.float32)
   all_of_them = length // 2 + 1
   waves = _waves(length, min(frequencies or all_of_them, all_of_them))
-  return Spectrum(*(jnp.einsum('fl,bld->bfd', wave_FxL, x_BxLxD) for wave_FxL in waves))
+  return Spectrum(*(jnp.einsum('fl,bld->bfd', wave_FxL, x_BxLxD, precision='highest')
+                    for wave_FxL in waves))
 
 
 def irfft(spectrum: Spectrum, length: int) -> jax.Array:
@@ -42,7 +43,7 @@ def irfft(spectrum: Spectrum, length: int) -> jax.Array:
   weight_Fx1 = np.where(alone_Fx1, np.float32(1), np.float32(2))
   waves = _waves(length, len(frequency_Fx1))
   real_BxLxD, imag_BxLxD = (
-    jnp.einsum('fl,bfd->bld', weight_Fx1 * wave_FxL, part_BxFxD)
+    jnp.einsum('fl,bfd->bld', weight_Fx1 * wave_FxL, part_BxFxD, precision='highest')
     for wave_FxL, part_BxFxD in zip(waves, spectrum, strict=True))
   return real_BxLxD + imag_BxLxD
 

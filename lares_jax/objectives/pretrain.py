@@ -54,7 +54,8 @@ def infonce(view_PxD, other_PxD, tau: float, negative_PxP) -> jax.Array:
   marked by a False diagonal and count for nothing. Mean over the real rows and both directions.
   """
   real_P = jnp.diagonal(negative_PxP)
-  logits_PxP = jnp.where(negative_PxP, view_PxD @ other_PxD.T / tau, -1e30)
+  product_PxP = jnp.matmul(view_PxD, other_PxD.T, precision='highest')  # float32 on accelerators too
+  logits_PxP = jnp.where(negative_PxP, product_PxP / tau, -1e30)
   label_P = jnp.arange(real_P.shape[0])
   xent = optax.softmax_cross_entropy_with_integer_labels
   both_P = xent(logits_PxP, label_P) + xent(logits_PxP.T, label_P)
@@ -138,7 +139,7 @@ class Pretrain:
       other_PxD = view(again.state_BxLxD if dropout else out.picked_BxLxD, batch.anchor_P)
       term = infonce(last_PxD, other_PxD, self.config.tau, negative_PxP)
       term = term if dropout else jnp.where(steps > 1, term, 0.0)
-      metrics[self.config.gamma_view] = term
+      metrics[f'{self.config.gamma_view}_alignment'] = term
       loss += self.config.gamma * term
     return loss, metrics
 

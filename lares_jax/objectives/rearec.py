@@ -99,6 +99,6 @@ def divergence(lse, query_TxMxD, mean) -> jax.Array:
   mean_TxMxD = jax.grad(lambda query_TxMxD: lse(query_TxMxD).sum())(fixed_TxMxD)
   lse_TxM = lse(query_TxMxD)
   rest_TxM = jax.lax.stop_gradient(lse_TxM) - (mean_TxMxD * fixed_TxMxD).sum(axis=-1)
-  cross_SxTxM = jnp.einsum('smd,tmd->stm', mean_TxMxD, query_TxMxD)
+  cross_SxTxM = jnp.einsum('smd,tmd->stm', mean_TxMxD, query_TxMxD, precision='highest')
   kl_SxTxM = lse_TxM[None] - rest_TxM[:, None] - cross_SxTxM
   return mean(kl_SxTxM).sum() / (count * (count - 1))

@@ -12,7 +12,7 @@ import tqdm
 
 from lares_jax.adaptive import TOP, begin
 from lares_jax.data.batches import EvalBatch
-from lares_jax.data.rows import Rows
+from lares_jax.data.rows import Rows, blank
 from lares_jax.experiment import Experiment
 from lares_jax.model.backbone import Context
 from lares_jax.model.depth import DepthConfig
@@ -164,9 +164,8 @@ class _Training:
 
 
 def _one_history(experiment: Experiment) -> Rows:
-  size = experiment.config.data.max_history
-  nothing_1xL = np.zeros((1, size), np.int32)
-  return Rows(nothing_1xL, np.arange(size)[None], nothing_1xL, nothing_1xL == 0, nothing_1xL)
+  c = experiment.config
+  return blank((1, c.data.max_history), c.model.backbone.times)
 
 
 def _lengths(experiment: Experiment) -> np.ndarray:

@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from absl import flags
 
 from lares_jax.errors import InputError
-from lares_jax.recommender import MAX_DEPTH, opened
+from lares_jax.experiment import Experiment
+from lares_jax.recommender import MAX_DEPTH
 from lares_jax.studies import scaling
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'A trained run.')
@@ -35,7 +36,7 @@ def main(argv: list[str]) -> None:
   depths, widths = _numbers('depths', _DEPTHS.value), _numbers('widths', _WIDTHS.value)
   if _USERS.value < 0 or _REPEATS.value < 1:
     raise InputError(f'--users={_USERS.value} --repeats={_REPEATS.value}: at least 0 and 1')
-  experiment = opened(_WORKDIR.value)
+  experiment = Experiment.load(_WORKDIR.value)
   if not experiment.model.config.recurrent:
     raise InputError(f'{_WORKDIR.value}: this model does not repeat one core-block, so it has no depth')
   output = pathlib.Path(_OUTPUT.value or experiment.workdir / 'depth')

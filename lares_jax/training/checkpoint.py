@@ -24,11 +24,12 @@ class Checkpoints:
   which orbax names alike for all its managers, and the processes would be lost.
   """
 
-  def __init__(self, workdir: pathlib.Path, phase: str):
+  def __init__(self, workdir: pathlib.Path, phase: str, read_only: bool = False):
     self.directory = pathlib.Path(workdir).absolute() / 'checkpoints' / phase
-    for left in self.directory.glob('*/*orbax-checkpoint-tmp*'):
+    for left in () if read_only else self.directory.glob('*/*orbax-checkpoint-tmp*'):
       print(f'warning: {left} was left half written by a killed run; ignored', file=sys.stderr)
-    options = ocp.CheckpointManagerOptions(max_to_keep=1, cleanup_tmp_directories=True)
+    options = ocp.CheckpointManagerOptions(
+      max_to_keep=1, cleanup_tmp_directories=not read_only, create=not read_only, read_only=read_only)
     self._latest = ocp.CheckpointManager(self.directory / 'latest', options=options)
     self._best = ocp.CheckpointManager(self.directory / 'best', options=options)
 

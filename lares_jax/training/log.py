@@ -60,8 +60,8 @@ class Log:
   def write(self, step: int, kind: str, metrics: dict[str, float]) -> None:
     """One line, and the same as TensorBoard scalars."""
     entry = {'phase': self._phase, 'step': step, 'kind': kind}
-    # A metric of the same name may not hide the counter, by which a restart forgets lines.
-    entry |= {k: float(np.float32(v)) for k, v in metrics.items() if k not in entry}
+    assert not entry.keys() & metrics.keys(), 'a metric may not take the name of what counts lines'
+    entry |= {k: float(np.float32(v)) for k, v in metrics.items()}
     self._file.write(json.dumps(entry) + '\n')
     self._file.flush()
     for key, value in metrics.items():

@@ -12,19 +12,11 @@ import jax
 import numpy as np
 
 from lares_jax.data.batches import TrainBatches
-from lares_jax.errors import InputError
+from lares_jax.errors import InputError, Interrupted
 from lares_jax.training import processes, sharding
 from lares_jax.training import state as state_lib
 from lares_jax.training.checkpoint import Checkpoints, abstract
 from lares_jax.training.log import Log
-
-
-class Interrupted(Exception):
-  """A signal asked the run to stop; it was saved first. `code` is the exit code."""
-
-  def __init__(self, signum: int):
-    super().__init__(signal.Signals(signum).name)
-    self.code = 128 + signum
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -96,23 +88,24 @@ class Signals:
       signal.signal(signum, handler)
 
 
-def run(phase: Phase, params, workdir: pathlib.Path, config: dict[str, Any],
-        mesh: jax.sharding.Mesh) -> None:
+def run(phase: Phase, start: Callable[[], Any], abstract_params, workdir: pathlib.Path,
+        config: dict[str, Any], mesh: jax.sharding.Mesh) -> None:
   """Trains a phase to its end or early stop, from its latest checkpoint if there is one.
 
-  The result is the best checkpoint of the phase in `workdir`.
+  Otherwise it begins with the parameters `start()`, of the shapes `abstract_params`. The result is
+  the best checkpoint of the phase in `workdir`.
 
   Raises:
     Interrupted: a signal came; the state is saved.
     InputError: the loss or a gradient was not finite more often than `on_nan` allows.
   """
   checkpoints = Checkpoints(workdir, phase.name)
-  shapes = jax.eval_shape(phase.fresh, params)
+  shapes = jax.eval_shape(phase.fresh, abstract_params)
   places = sharding.of_tree(shapes, mesh)
   progress = Progress()
   if checkpoints.latest_step is None:
     own = phase.reference is None  # then nobody else needs the parameters: they are taken over
-    state = jax.jit(phase.fresh, out_shardings=places, donate_argnums=0 if own else ())(params)
+    state = jax.jit(phase.fresh, out_shardings=places, donate_argnums=0 if own else ())(start())
   else:
     state, saved = checkpoints.restore(abstract(shapes, places))
     progress = Progress(**saved)
@@ -161,7 +154,7 @@ def _loop(phase, state, step, progress, step_of, checkpoints, config, mesh, log,
     batch, draw = next(batches)
     state, metrics = step_of(state, phase.reference, sharding.put_batch(batch, mesh), draw)
     _settle(last, step, names, progress, phase, log)
-    if step % phase.train.log_every_steps == 0:
+    if last is None or step % phase.train.log_every_steps == 0:  # the first step was compiled
       log.flush(step)
     last, step = metrics, step + 1
 
