@@ -155,14 +155,12 @@ def recommend(name: str, config: Config, count: int) -> Variant:
   """Different test users' histories at every call, their own items left out."""
   experiment = Experiment(config, pathlib.Path())
   recommender = Recommender.at(experiment, experiment.init_params(), _DEPTH.value)
-  store, raw = experiment.store, np.array(recommender.item_ids, object)
-  user_M, index_M = store.targets('test')
+  user_M, end_M = experiment.store.targets('test')
   order_M = itertools.cycle(np.random.default_rng(0).permutation(len(user_M)))
 
   def once() -> int:
-    histories = [raw[store.items_N[store.offsets[user_M[m]] : index_M[m]]].tolist()
-                 for m in itertools.islice(order_M, count)]
-    return len(recommender.recommend(histories))
+    m = list(itertools.islice(order_M, count))
+    return len(recommender.recommend(experiment.store.raw_histories(user_M[m], end_M[m])))
 
   for _ in range(300 // count):  # so that every size of history has met its program
     once()

@@ -52,6 +52,10 @@ class TrainConfig:
   on_nan: int = 0  # non-finite steps to skip before stopping
   optimizer: OptimizerConfig = OptimizerConfig()
 
+  def __post_init__(self):
+    if self.log_every_steps < 1:
+      raise InputError('train.log_every_steps=0: use 1 or more')
+
 
 @dataclasses.dataclass(frozen=True)
 class SelectConfig:
@@ -167,9 +171,12 @@ def _value(value, hint, path: str):
     hint = next(h for h in typing.get_args(hint) if h is not type(None))
     origin = typing.get_origin(hint)
   if origin is tuple:
-    return tuple(value)
+    kind = typing.get_args(hint)[0]
+    return tuple(_value(x, kind, f'{path}[{n}]') for n, x in enumerate(value))
   if hint is float and isinstance(value, int) and not isinstance(value, bool):
     return float(value)
   if not isinstance(value, hint):
     raise InputError(f'{path}={value!r} is not of type {hint.__name__}')
+  if hint in (int, float) and value < 0 and '.prepare.' not in path:  # ratings may be negative
+    raise InputError(f'{path}={value}: use 0 or more')
   return value

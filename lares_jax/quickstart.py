@@ -8,6 +8,7 @@ The data set is generated, so the best that any model could reach is known and s
 import pathlib
 import time
 
+import numpy as np
 from absl import flags
 
 from configs import quickstart as quickstart_config
@@ -46,10 +47,9 @@ def main(argv: list[str]) -> None:
     for name, values in lines]))
 
   print('\nten recommendations each')
-  users = [0, 1, 2]
-  histories = [store.item_ids[store.items_N[store.offsets[u]:store.offsets[u + 1]]].to_list()
-               for u in users]
-  for user, out in zip(users, Recommender.load(str(lares.workdir)).recommend(histories, k=10)):
+  users = np.arange(3)
+  histories = store.raw_histories(users, store.offsets[users + 1])
+  for user, out in zip(users.tolist(), Recommender.load(str(lares.workdir)).recommend(histories, k=10)):
     print(f'  {store.user_ids[user]}: {", ".join(out.items)}')
   print(f'\n{time.time() - start:.0f} s; checkpoints, metrics.jsonl, TensorBoard logs and result.json '
         f'are in {plain.workdir} and {lares.workdir}')

@@ -172,6 +172,11 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update(store, tmp_path):
 def test_a_half_written_checkpoint_is_ignored_with_a_warning(tmp_path, capsys):
   left = tmp_path / 'checkpoints' / 'pretrain' / 'latest' / '7.orbax-checkpoint-tmp-1'
   left.mkdir(parents=True)
+  for phase in ('pretrain', 'posttrain'):  # a reader, beside a run that is still saving
+    reader = loop.Checkpoints(tmp_path, phase, read_only=True)
+    assert reader.latest_step is None and left.exists()
+    reader.close()
+  assert not (tmp_path / 'checkpoints' / 'posttrain').exists() and not capsys.readouterr().err
   checkpoints = loop.Checkpoints(tmp_path, 'pretrain')
   assert checkpoints.latest_step is None
   assert f'{left} was left half written' in capsys.readouterr().err
@@ -201,6 +206,23 @@ def test_a_misspelt_key_names_the_nearest():
   with pytest.raises(InputError, match=r'config\.seed'):
     config_lib.typed(values)
   assert config_lib.typed(config_lib.defaults()) == config_lib.Config()
+
+
+@pytest.mark.parametrize('key, value, said', (
+  ('seed', -1, r'config\.seed=-1: use 0 or more'),
+  ('evaluate.depths', (1, -2), r'config\.evaluate\.depths\[1\]=-2: use 0 or more'),
+  ('evaluate.depths', (1, 'two'), r"config\.evaluate\.depths\[1\]='two' is not of type int"),
+  ('evaluate.depths', (), 'at least 1 row and one depth'),
+  ('pretrain.train.log_every_steps', 0, 'log_every_steps=0: use 1 or more'),
+  ('model.pre_dropout', 1.0, 'use at most 0.95'),
+  ('model.core_layers', 0, 'set depth.mean=0'),
+))
+def test_values_that_cannot_be_are_refused(key, value, said):
+  values = config_lib.defaults()
+  with values.ignore_type():
+    values.update_from_flattened_dict({key: value})
+  with pytest.raises(InputError, match=said):
+    config_lib.typed(values)
 
 
 def test_settings_that_do_not_go_together_are_refused(store):

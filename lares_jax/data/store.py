@@ -106,6 +106,11 @@ class Store:
     """How often each item occurs in training, int64, falling."""
     return self._items['train_count'].to_numpy()
 
+  def raw_histories(self, user_M: np.ndarray, end_M: np.ndarray) -> list[list[str]]:
+    """What each user had before the interaction at `end`, as raw item ids, oldest first."""
+    raw_V = self.item_ids.to_numpy()
+    return [raw_V[self.items_N[a:b]].tolist() for a, b in zip(self.offsets[user_M], end_M)]
+
   def targets(self, split: str) -> tuple[np.ndarray, np.ndarray]:
     """The interactions to predict in 'valid' or 'test'.
 

@@ -75,6 +75,9 @@ class ModelConfig:
     if alone and (self.backbone.name != 'transformer' or not self.causal):
       raise InputError('model.refine=last and model.reasoner=erl or prl: only '
                        'backbone.name=transformer without fusion can do this')
+    rates = (self.embed_dropout, self.pre_dropout, self.core_dropout)
+    if max(rates) > 0.95:
+      raise InputError(f'model dropout {max(rates)}: use at most 0.95')
     if self.core_blocks < 1:
       raise InputError(f'model.core_blocks={self.core_blocks}: use 1 (tied weights) or more')
 

@@ -57,10 +57,8 @@ def study(experiment: Experiment, output: pathlib.Path, depths: Sequence[int], w
 def served(recommender: Recommender, experiment: Experiment, fixed: Sequence[Mapping[str, Any]],
            rules: list[dict[str, Any]], most: int, repeats: int) -> list[dict[str, Any]]:
   """Lines of fixed depths and of rules, with the time that a full batch of histories takes to read."""
-  store = experiment.store
-  user_M, index_M = (x[cost.full_batch(experiment)] for x in store.targets('test'))
-  raw = np.array(recommender.item_ids, object)
-  histories = [raw[store.items_N[a:b]].tolist() for a, b in zip(store.offsets[user_M], index_M)]
+  user_M, end_M = (x[cost.full_batch(experiment)] for x in experiment.store.targets('test'))
+  histories = experiment.store.raw_histories(user_M, end_M)
   lines = [{'criterion': 'fixed', 'threshold': None, 'mean_steps': line['depth'], 'chosen': False,
             **{name: line[name] for name in quality.SHOWN}} for line in fixed
            if line['split'] == 'test' and line['depth'] != 'oracle'] + rules

@@ -29,7 +29,7 @@ class Checkpoints:
     for left in () if read_only else self.directory.glob('*/*orbax-checkpoint-tmp*'):
       print(f'warning: {left} was left half written by a killed run; ignored', file=sys.stderr)
     options = ocp.CheckpointManagerOptions(
-      max_to_keep=1, cleanup_tmp_directories=not read_only, create=not read_only, read_only=read_only)
+      max_to_keep=1, cleanup_tmp_directories=not read_only, create=not read_only)
     self._latest = ocp.CheckpointManager(self.directory / 'latest', options=options)
     self._best = ocp.CheckpointManager(self.directory / 'best', options=options)
 

@@ -13,6 +13,7 @@ import tqdm
 from lares_jax.catalogue import Catalogue
 from lares_jax.data.batches import Clock, DataConfig, EvalBatch, eval_batches
 from lares_jax.data.store import Store
+from lares_jax.errors import InputError
 from lares_jax.model.lares import Lares, at_places, initial_state
 from lares_jax.training import sharding
 
@@ -24,6 +25,11 @@ class EvaluationConfig:
   batch_rows: int = 128
   depths: tuple[int, ...] = (1, 2, 4, 8, 12, 16)
   noise_seed: int = 0  # of Z_0; the spread over draws is reported by `evaluate --draws`
+
+  def __post_init__(self):
+    if self.batch_rows < 1 or not self.depths:
+      raise InputError(f'evaluate.batch_rows={self.batch_rows}, evaluate.depths={self.depths}: use at '
+                       'least 1 row and one depth')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
