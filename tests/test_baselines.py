@@ -250,6 +250,7 @@ def test_another_text_is_another_run_and_what_is_missing_is_named(tmp_path):
     start(config)
   text.write(store, store.item_ids.to_list(), text.word_encoder(12))
   start(config)
+  (tmp_path / 'run' / 'checkpoints' / 'pretrain' / 'latest' / '1').mkdir(parents=True)
   text.write(store, ['another', *store.item_ids.to_list()[1:]], text.word_encoder(12))
   with pytest.raises(InputError, match='text embeddings'):
     start(config)
