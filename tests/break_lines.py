@@ -20,7 +20,7 @@ LINES = {
   'tie-break': ('share.py', '0.5 * ~(scores_mxK < low_m[:, None])', '0.0 * scores_mxK',
                 'test_catalogue.py', 'by_hand or alike'),
   'depth': ('model/lares.py', 'jnp.where((i < depth_B)[:, None, None], new_BxLxD',
-            'jnp.where((i <= depth_B)[:, None, None], new_BxLxD', 'test_golden.py', 'posttraining'),
+            'jnp.where((i <= depth_B)[:, None, None], new_BxLxD', 'test_model.py', 'every_depth'),
   'advantage': ('objectives/posttrain.py', 'reward_GxM.std(axis=0, ddof=1)', 'reward_GxM.std(axis=0)',
                 'test_posttrain.py', ''),
   'kl': ('objectives/posttrain.py', 'jnp.expm1(gap_TxGxM) - gap_TxGxM', 'jnp.expm1(gap_TxGxM)',
@@ -49,8 +49,8 @@ def noticed(tree: pathlib.Path, name: str) -> bool:
   path.write_text(whole, encoding='utf-8')
   if done.returncode not in (0, 1):
     sys.exit(f'{name}: the tests did not run:\n{done.stdout[-2000:]}{done.stderr[-2000:]}')
-  last = done.stdout.strip().splitlines()[-1]
-  print(f'{name:<12}{"noticed" if done.returncode else "NOT NOTICED"} by {tests}: {last}', flush=True)
+  failed = [line for line in done.stdout.splitlines() if line.startswith('FAILED')]
+  print(f'{name}: noticed, {failed[0][:90]}' if failed else f'{name}: NOT NOTICED', flush=True)
   return done.returncode == 1
 
 
