@@ -56,7 +56,11 @@ class Variant:
   name: str
   unit: str
   once: Callable[[], int]
-  compiled: Any = None  # of the step, for its sizes
+  sizes: dict[str, float] = dataclasses.field(default_factory=dict)  # of a step's program
+  count: int = 0  # what the last unit held
+
+  def __call__(self) -> None:
+    self.count = self.once()
 
 
 def main(argv: list[str]) -> None:
@@ -75,7 +79,7 @@ def main(argv: list[str]) -> None:
   if unknown:
     raise InputError(f'--what={unknown[0]}: use some of {", ".join(makers)}')
   variants = [makers[w](config) for w in _WHAT.value]
-  seconds = timing.in_turns([v.once for v in variants], _ROUNDS.value)
+  seconds = timing.in_turns(dict(enumerate(variants)), _ROUNDS.value)
   figures = [_figures(v, seconds[n]) for n, v in enumerate(variants)]
   print(report.table(list(figures[0]), [[str(x) for x in f.values()] for f in figures]))
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
@@ -88,14 +92,13 @@ def main(argv: list[str]) -> None:
 
 def _figures(variant: Variant, seconds: list[float]) -> dict[str, Any]:
   median = float(np.median(seconds))
-  out = {'what': variant.name, 'per second': f'{variant.once() / median:,.0f} {variant.unit}',
+  out = {'what': variant.name, 'per second': f'{variant.count / median:,.0f} {variant.unit}',
          'p50 ms': round(median * 1e3, 1),
          **{f'p{q} ms': round(float(np.percentile(seconds, q)) * 1e3, 1) for q in (95, 99)},
          'temporaries MiB': '', 'HLO lines': ''}
-  if variant.compiled is not None:
-    memory = variant.compiled.memory_analysis()
-    out['temporaries MiB'] = round(memory.temp_size_in_bytes / 2**20)
-    out['HLO lines'] = variant.compiled.as_text().count('\n')
+  if variant.sizes:
+    out['temporaries MiB'] = round(variant.sizes['temporaries_mib'])
+    out['HLO lines'] = variant.sizes['hlo_lines']
   return out
 
 
@@ -103,8 +106,8 @@ def _training(name: str, unit: str, experiment: Experiment, phase: loop.Phase, d
   """A variant that takes real steps of a phase, one compiled program for all of them."""
   state = phase.fresh(experiment.init_params())
   put = lambda step: sharding.put_batch(phase.batches.batch(step), experiment.mesh)
-  lowered = jax.jit(phase.update, donate_argnums=0).lower(state, phase.reference, put(0), draw)
-  compiled = lowered.compile()
+  compiled, sizes = timing.compiled(
+    phase.update, state, phase.reference, put(0), draw, donate_argnums=0)
   step = 0
 
   def once() -> int:
@@ -113,7 +116,7 @@ def _training(name: str, unit: str, experiment: Experiment, phase: loop.Phase, d
     step += 1
     return int(jax.device_get(metrics['targets']))
 
-  return Variant(name, unit, once, compiled)
+  return Variant(name, unit, once, sizes)
 
 
 def _pretraining(name: str, config: Config) -> Variant:
@@ -155,12 +158,9 @@ def recommend(name: str, config: Config, count: int) -> Variant:
   """Different test users' histories at every call, their own items left out."""
   experiment = Experiment(config, pathlib.Path())
   recommender = Recommender.at(experiment, experiment.init_params(), _DEPTH.value)
-  user_M, end_M = experiment.store.targets('test')
-  order_M = itertools.cycle(np.random.default_rng(0).permutation(len(user_M)))
-
-  def once() -> int:
-    m = list(itertools.islice(order_M, count))
-    return len(recommender.recommend(experiment.store.raw_histories(user_M[m], end_M[m])))
+  histories = experiment.store.raw_histories(*experiment.store.targets('test'))
+  order = itertools.cycle(np.random.default_rng(0).permutation(len(histories)))
+  once = lambda: len(recommender.recommend([histories[m] for m in itertools.islice(order, count)]))
 
   for _ in range(300 // count):  # so that every size of history has met its program
     once()

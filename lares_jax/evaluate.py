@@ -41,7 +41,9 @@ def evaluate(experiment: Experiment) -> None:
   result = experiment.result()
   phase = _PHASE.value or result['phase']
   params, _, step = experiment.best(phase)
-  chosen = int(np.load(experiment.workdir / 'ranks.npz')[f'{phase}_depth'])
+  ranks = np.load(experiment.workdir / 'ranks.npz')
+  own = f'{phase}_depth'  # missing while the phase is still in training
+  chosen = int(ranks[own]) if own in ranks else result['depth']
   rank_SxTxM = np.stack([
     experiment.evaluator.ranks(params, _SPLIT.value, depths, draw=draw,
                                exclude_history=_EXCLUDE.value) for draw in range(_DRAWS.value)])

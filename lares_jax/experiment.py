@@ -180,9 +180,9 @@ class Experiment:
     if other.store.fingerprint != self.store.fingerprint:
       raise InputError(f'{phase}.start={start} was trained on another data set')
     # Orbax would cut or fill arrays of another shape without a word.
+    other = dataclasses.replace(other, config=dataclasses.replace(other.config, mesh=self.config.mesh))
     shapes = lambda e: jax.tree.map(lambda x: x.shape, e.abstract_params)
-    if shapes(other) != shapes(dataclasses.replace(self, config=dataclasses.replace(
-        self.config, mesh=other.config.mesh))):
+    if shapes(other) != shapes(self):
       mine, theirs = (dataclasses.asdict(e.config.model) for e in (self, other))
       differing = _differing(mine, theirs)
       raise InputError(f'{phase}.start={start} is another model: {", ".join(differing)}')

@@ -1,5 +1,6 @@
 """A run: its phases in order, then phase and depth chosen on validation, then the test."""
 
+import contextlib
 import dataclasses
 import time
 from typing import Any
@@ -23,8 +24,8 @@ def train(experiment: Experiment) -> dict:
     phase, params, experiment.abstract_params, experiment.workdir, as_dict, experiment.mesh)
   if 'pretrain' in c.phase_list:
     fit(experiment.pretraining(), experiment.init_params)
-  begun = Checkpoints(experiment.workdir, 'posttrain', read_only=True).latest_step is not None
-  if 'select' in c.phase_list and not begun:  # a phase goes on with the prompts that it began with
+  # A phase goes on with the prompts that it began with.
+  if 'select' in c.phase_list and not _saved(experiment, 'posttrain'):
     selection.select(experiment)
   if 'posttrain' in c.phase_list:
     reference = experiment.reference()
@@ -32,6 +33,11 @@ def train(experiment: Experiment) -> dict:
   result = finish(experiment, time.time() - start)
   print(f'wrote {experiment.workdir}/result.json, metrics.jsonl, checkpoints/, tensorboard/')
   return result
+
+
+def _saved(experiment: Experiment, phase: str) -> bool:
+  with contextlib.closing(Checkpoints(experiment.workdir, phase, read_only=True)) as checkpoints:
+    return checkpoints.best_step is not None
 
 
 def finish(experiment: Experiment, seconds: float) -> dict:
@@ -42,8 +48,7 @@ def finish(experiment: Experiment, seconds: float) -> dict:
   [M]: `pretrain_test_ranked`, `pretrain_test_removed` (history removed), and so on.
   """
   c = experiment.config
-  phases = [p for p in ('pretrain', 'posttrain')
-            if Checkpoints(experiment.workdir, p, read_only=True).best_step is not None]
+  phases = [p for p in ('pretrain', 'posttrain') if _saved(experiment, p)]
   if not phases:
     raise InputError(f'{experiment.workdir}: nothing is trained yet; run the phase pretrain first')
   best = {p: experiment.best(p) for p in phases}

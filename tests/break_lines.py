@@ -28,7 +28,7 @@ LINES = {
   'block edge': ('share.py', '(item_K >= self.first + i * self.block) & ', '', 'test_catalogue.py',
                  'likelihood or top_k'),
   'pad rows': ('share.py', ' & (item_K < self.items)', '', 'test_sharding.py', 'mesh'),
-  'resume': ('training/loop.py', 'batches = _inputs(phase, step)', 'batches = _inputs(phase, 0)',
+  'resume': ('training/loop.py', '_inputs(phase, step), step', '_inputs(phase, 0), step',
              'test_train.py', 'killed'),
   'partner': ('data/batches.py', 'partner_P - length_P, length_P', 'partner_P - length_P + 1, length_P',
               'test_batches.py', 'partners'),

@@ -78,6 +78,11 @@ def test_a_phase_starts_from_the_best_of_another_run(finished, store, tmp_path, 
     np.testing.assert_array_equal(a, b)
   started = experiment.pretraining() if phase == 'pretrain' else experiment.posttraining(ours, None)
   assert started.validate_first, 'training must beat its start'
+  backbone = dataclasses.replace(config.model.backbone, inner=24)
+  model = dataclasses.replace(config.model, backbone=backbone)
+  wider = Experiment(dataclasses.replace(experiment.config, model=model), tmp_path)
+  with pytest.raises(InputError, match=f'{phase}.start=.* is another model: backbone.inner'):
+    wider.init_params() if phase == 'pretrain' else wider.reference()
   (tmp_path / 'other').mkdir()
   other = make_store(tmp_path / 'other', seed=5).directory
   moved = dataclasses.replace(experiment.config, data=make_config(other).data)

@@ -67,7 +67,7 @@ def _ceilings(dtype: str) -> dict[str, float]:
   x = jax.random.normal(jax.random.key(0), (size, size)).astype(dtype)
   wide = jnp.zeros((size * size,), jnp.float32)
   product = jax.jit(functools.partial(jnp.matmul, preferred_element_type=jnp.float32))
-  best = lambda f, *args: min(timing.in_turns([functools.partial(f, *args)], 6)[0])
+  best = lambda f, *args: min(timing.in_turns({'': functools.partial(f, *args)}, 6)[''])
   return {
     'operations': 2 * size**3 / best(product, x, x),
     'bytes copied': 8 * wide.size / best(jax.jit(lambda x: x + 1), wide),

@@ -64,8 +64,9 @@ def served(recommender: Recommender, experiment: Experiment, fixed: Sequence[Map
            if line['split'] == 'test' and line['depth'] != 'oracle'] + rules
   depth_of = lambda line: line['mean_steps'] if line['threshold'] is None else Rule(
     line['criterion'], line['threshold'], most)
-  seconds = timing.in_turns({n: functools.partial(recommender.user_vectors, histories, depth_of(line))
-                         for n, line in enumerate(lines)}, min(repeats, cost.MEDIAN_TURNS))
+  calls = {n: functools.partial(recommender.user_vectors, histories, depth_of(line))
+           for n, line in enumerate(lines)}
+  seconds = timing.in_turns(calls, min(repeats, cost.MEDIAN_TURNS))
   return [{**line, 'full_ms': 1e3 * float(np.median(seconds[n]))} for n, line in enumerate(lines)]
 
 

@@ -1,7 +1,7 @@
 """Programs compiled and timed, for the studies and the benchmark."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -10,17 +10,15 @@ import tqdm
 MIB = 2**20
 
 
-def in_turns(calls: Mapping[Any, Callable[[], Any]] | Sequence[Callable[[], Any]],
-             repeats: int) -> dict[Any, list[float]]:
-  """Seconds of each call by name or number, `repeats` times.
+def in_turns(calls: Mapping[Any, Callable[[], Any]], repeats: int) -> dict[Any, list[float]]:
+  """Seconds of each call by name, `repeats` times.
 
   In turns, so that a slow minute of the machine hits all alike; each is called once before it is
   timed, so that it does not pay for the caches and the memory that the one before it left.
   """
-  named = dict(calls) if isinstance(calls, Mapping) else dict(enumerate(calls))
-  seconds: dict[Any, list[float]] = {name: [] for name in named}
+  seconds: dict[Any, list[float]] = {name: [] for name in calls}
   for _ in tqdm.trange(repeats, desc='time', unit='round', leave=False, disable=None):
-    for name, call in named.items():
+    for name, call in calls.items():
       jax.block_until_ready(call())
       start = time.perf_counter()
       jax.block_until_ready(call())

@@ -127,7 +127,7 @@ def run(phase: Phase, start: Callable[[], Any], abstract_params, workdir: pathli
 
 
 def _loop(phase, state, step, progress, step_of, checkpoints, config, mesh, log, signals) -> None:
-  batches = _inputs(phase, step)
+  batches, began = _inputs(phase, step), step
   last = None  # metrics of the step before, read only once the next is under way
   trained, _ = state_lib.split(state.params)
   names = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(trained)]
@@ -154,7 +154,7 @@ def _loop(phase, state, step, progress, step_of, checkpoints, config, mesh, log,
     batch, draw = next(batches)
     state, metrics = step_of(state, phase.reference, sharding.put_batch(batch, mesh), draw)
     _settle(last, step, names, progress, phase, log)
-    if last is None or step % phase.train.log_every_steps == 0:  # the first step was compiled
+    if step == began or step % phase.train.log_every_steps == 0:  # the first one was compiled
       log.flush(step)
     last, step = metrics, step + 1
 
