@@ -1,4 +1,5 @@
-"""Every test runs on the CPU; programs compile quickly rather than well, and once in a session."""
+"""Tests, and the commands they start, run on the CPU; programs compile quickly rather than well, and
+once in a session."""
 
 import atexit
 import os
@@ -6,15 +7,12 @@ import shutil
 import tempfile
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
+os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_cpu_use_fusion_emitters=false'
 
-import jax
-
-jax.config.update('jax_disable_most_optimizations', True)
-
-# Compiled programs are shared by the session's workers, which inherit the variable.
-if 'LARES_TEST_CACHE' not in os.environ:
-  os.environ['LARES_TEST_CACHE'] = tempfile.mkdtemp(prefix='lares_jax_tests_')
-  atexit.register(shutil.rmtree, os.environ['LARES_TEST_CACHE'], ignore_errors=True)
-jax.config.update('jax_compilation_cache_dir', os.environ['LARES_TEST_CACHE'])
-jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
-jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
+# The workers of a session share its compiled programs.
+if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+  os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='lares_jax_tests_')
+  atexit.register(shutil.rmtree, os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
+os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '-1'

@@ -14,7 +14,7 @@ import sys
 import traceback
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
-os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=8'
+os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
 sys.path[:0] = [str(pathlib.Path(__file__).parents[1]), str(pathlib.Path(__file__).parent)]
 
 import jax
@@ -32,7 +32,6 @@ from lares_jax.training import sharding
 from lares_jax.training.checkpoint import Checkpoints, abstract
 from lares_jax.training.sharding import MeshConfig
 
-jax.config.update('jax_disable_most_optimizations', True)
 MESHES = {'8x1': (8, 1), '1x8': (1, 8), '2x4': (2, 4)}
 M, V, D = 16, 21, 4  # 21 items: no axis divides them, and the last of eight shares holds none
 CHECKS = {}

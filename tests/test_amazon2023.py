@@ -2,13 +2,11 @@
 
 import gzip
 import json
-import os
 import pathlib
 import subprocess
 import sys
 
 import amazon
-import jax
 
 ROOT = pathlib.Path(__file__).parents[1]
 SMALL = {
@@ -19,10 +17,8 @@ SMALL = {
 
 
 def _command(name, *arguments, text=''):
-  environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
-                 'JAX_COMPILATION_CACHE_DIR': jax.config.jax_compilation_cache_dir or ''}
   done = subprocess.run([sys.executable, '-m', f'lares_jax.{name}', *arguments], cwd=ROOT, text=True,
-                        env=environment, input=text, capture_output=True, check=False)
+                        input=text, capture_output=True, check=False)
   assert done.returncode == 0, done.stderr[-3000:]
   return done.stdout
 

@@ -1,6 +1,5 @@
 """The commands as a person types them: one clear line for what is wrong, and exit code 1."""
 
-import os
 import pathlib
 import subprocess
 import sys
@@ -12,9 +11,8 @@ MAIN = ['lares_jax.main', '--config=configs/beauty.py']
 
 
 def run(*arguments, text=''):
-  environment = {**os.environ, 'JAX_PLATFORMS': 'cpu'}
   return subprocess.run([sys.executable, '-m', *arguments], cwd=ROOT, input=text, text=True,
-                        capture_output=True, timeout=120, env=environment)
+                        capture_output=True, timeout=120)
 
 
 @pytest.mark.parametrize('arguments, said', (

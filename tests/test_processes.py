@@ -73,9 +73,8 @@ def _port() -> int:
 
 def _environment(devices: int = 1, **more: str) -> dict[str, str]:
   return {**os.environ, 'JAX_PLATFORMS': 'cpu', 'PLATFORM': 'cpu', 'PYTHON': sys.executable,
-          'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
-          'JAX_COMPILATION_CACHE_DIR': jax.config.jax_compilation_cache_dir or '',
-          'JAX_DISABLE_MOST_OPTIMIZATIONS': '1', **more}
+          'XLA_FLAGS': f'{os.environ["XLA_FLAGS"]} --xla_force_host_platform_device_count={devices}',
+          **more}
 
 
 def _arguments(data, workdir, *more: str) -> list[str]:
