@@ -3,6 +3,7 @@
     python -m lares_jax.compare --config=configs/compare_beauty.py --workdir=runs/compare_beauty \
         --config.data_path=../shared/data/beauty.txt
     python -m lares_jax.compare --config=configs/compare_beauty.py:main ...      # no ablations
+    python -m lares_jax.compare --config=configs/compare_beauty.py:depth ...     # SASRec and phase one
 
 Not here: TedRec and HSTU with times, for this log has neither titles nor times (rows of
 compare_ml100k.py); BERT4Rec, which needs masked rows, a mask item and bidirectional attention of its
@@ -60,9 +61,18 @@ ABLATIONS = {
 
 
 def get_config(variant: str = ''):
-  if variant not in ('', 'main'):
-    raise ValueError(f'{variant}: use no variant, or main')
-  return table(beauty.get_config, ablations=not variant)
+  if variant not in ('', 'main', 'depth'):
+    raise ValueError(f'{variant}: use no variant, main or depth')
+  return depth(beauty.get_config) if variant == 'depth' else table(beauty.get_config, not variant)
+
+
+def depth(recipe):
+  """Does depth pay? The recipe's phase one beside depth 0: the same, its parameters, its compute."""
+  config = table(recipe, ablations=False)
+  runs = {name: row for name, row in config.runs.items() if name.startswith('sasrec')}
+  config.runs = ml_collections.ConfigDict(
+    {**runs, 'lares': {'config': recipe('')}}, sort_keys=False)
+  return config
 
 
 def table(recipe, ablations: bool, more=()):

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 from tiny import make_config, make_store
 
-from configs import compare_beauty, compare_ml100k
+from configs import compare_beauty, compare_ml100k, compare_rows
 from lares_jax import compare, comparison, metrics, run
 from lares_jax.comparison import Plan, Row
 from lares_jax.errors import InputError
@@ -245,6 +245,10 @@ def test_the_plans_of_this_project_are_sound():
     assert next(iter(plan.runs)) == plan.reference, 'the reference comes first'
     configs = {str(row.config) for row in plan.runs.values() if row.config}
     assert len(configs) == sum(row.config is not None for row in plan.runs.values()), 'two rows alike'
+    depth = comparison.plan_of(module.get_config('depth'))
+    assert depth.runs['lares'].config.depth.mean > 0 and depth.runs['lares'].config.phases == 'pretrain'
+  rows = comparison.plan_of(compare_rows.get_config())
+  assert {name: row.config.data.rows for name, row in rows.runs.items()} == {n: n for n in rows.runs}
 
 
 def test_runs_of_different_data_are_not_compared(store, tmp_path):
