@@ -104,19 +104,10 @@ def _figures(variant: Variant, seconds: list[float]) -> dict[str, Any]:
 
 def _training(name: str, unit: str, experiment: Experiment, phase: loop.Phase, draw) -> Variant:
   """A variant that takes real steps of a phase, one compiled program for all of them."""
-  state = phase.fresh(experiment.init_params())
   put = lambda step: sharding.put_batch(phase.batches.batch(step), experiment.mesh)
-  compiled, sizes = timing.compiled(
-    phase.update, state, phase.reference, put(0), draw, donate_argnums=0)
-  step = 0
-
-  def once() -> int:
-    nonlocal state, step
-    state, metrics = compiled(state, phase.reference, put(step), draw)
-    step += 1
-    return int(jax.device_get(metrics['targets']))
-
-  return Variant(name, unit, once, sizes)
+  step = timing.Training(phase, experiment.init_params(), map(put, itertools.count()), draw)
+  once = lambda: int(jax.device_get(step()['targets']))
+  return Variant(name, unit, once, step.sizes)
 
 
 def _pretraining(name: str, config: Config) -> Variant:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -122,10 +123,11 @@ def programs(experiment: Experiment, params, depths: Sequence[int],
       calls[len(lines), size] = functools.partial(compiled, params, inputs[size])
     lines.append({'program': 'inference', 'depth': depth, **line})
     for name, remat in (('train, remat', True), ('train, no remat', False)):
-      step = _Training(phase, params, depth, remat, train_batch)
+      own, draw = _at(phase, depth, remat)
+      step = timing.Training(own, jax.tree.map(jnp.copy, params), itertools.repeat(train_batch), draw)
       calls[len(lines), 'full'] = step
-      lines.append({'program': name, 'depth': depth, **step.line})
-  training = {name: call for name, call in calls.items() if isinstance(call, _Training)}
+      lines.append({'program': name, 'depth': depth, **step.sizes})
+  training = {name: call for name, call in calls.items() if isinstance(call, timing.Training)}
   inference = {name: call for name, call in calls.items() if name not in training}
   seconds_of = (timing.in_turns(inference, repeats) |
                 timing.in_turns(training, min(repeats, MEDIAN_TURNS)))
@@ -145,22 +147,13 @@ def answer(experiment: Experiment, depth: int, params, batch: EvalBatch):
                            batch.scored_BxA.reshape(-1), params['item'], min(TOP, e.catalogue.items))
 
 
-class _Training:
-  """Steps of phase one at a constant depth, one after the other."""
-
-  def __init__(self, phase, params, depth: int, remat: bool, batch):
-    model = phase.objective.model
-    model = model.clone(config=dataclasses.replace(model.config, remat=remat))
-    objective = dataclasses.replace(
-      phase.objective, model=model, depth=DepthConfig(depth, 'constant'))
-    phase = dataclasses.replace(phase, objective=objective)
-    state = phase.fresh(jax.tree.map(jnp.copy, params))
-    self._state, self._rest = state, (None, batch, objective.draw(np.random.default_rng(0)))
-    self._step, self.line = timing.compiled(phase.update, state, *self._rest, donate_argnums=0)
-
-  def __call__(self):
-    self._state, metrics = self._step(self._state, *self._rest)
-    return metrics
+def _at(phase, depth: int, remat: bool):
+  """Phase one at a constant depth, and what its host draws."""
+  model = phase.objective.model
+  objective = dataclasses.replace(
+    phase.objective, model=model.clone(config=dataclasses.replace(model.config, remat=remat)),
+    depth=DepthConfig(depth, 'constant'))
+  return dataclasses.replace(phase, objective=objective), objective.draw(np.random.default_rng(0))
 
 
 def _one_history(experiment: Experiment) -> Rows:

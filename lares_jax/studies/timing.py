@@ -1,11 +1,13 @@
 """Programs compiled and timed, for the studies and the benchmark."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
 import tqdm
+
+from lares_jax.training.loop import Phase
 
 MIB = 2**20
 
@@ -33,3 +35,17 @@ def compiled(function, *args, **options) -> tuple[Any, dict[str, float]]:
   return program, {'compile_s': time.perf_counter() - start,
                    'hlo_lines': program.as_text().count('\n'),
                    'temporaries_mib': program.memory_analysis().temp_size_in_bytes / MIB}
+
+
+class Training:
+  """Real steps of a phase, one compiled program for all; a call takes one and returns its metrics."""
+
+  def __init__(self, phase: Phase, params, batches: Iterable, draw):
+    self._batches, self._reference, self._draw = iter(batches), phase.reference, draw
+    self._state = phase.fresh(params)
+    self._program, self.sizes = compiled(
+      phase.update, self._state, self._reference, next(self._batches), draw, donate_argnums=0)
+
+  def __call__(self) -> dict[str, jax.Array]:
+    self._state, metrics = self._program(self._state, self._reference, next(self._batches), self._draw)
+    return metrics
