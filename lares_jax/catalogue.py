@@ -51,8 +51,12 @@ class Catalogue:
   @property
   def rows(self) -> int:
     """R: V, padded so that every device on the axis `catalogue` holds as many rows."""
-    shares = self.mesh.shape['catalogue'] if self.mesh else 1
-    return -(-self.items // shares) * shares
+    return -(-self.items // self._shares) * self._shares
+
+  @property
+  def keeps(self) -> bool:
+    """Whether `total` takes its gradients while the scores are at hand."""
+    return self._shares == 1 and self.config.kept(self.items) > 0
 
   def likelihood(self, query_MxD, target_M, real_M, table_RxD, key=None) -> Likelihood:
     """Softmax over the catalogue: exact, or what `catalogue.loss` puts in its place.
@@ -68,6 +72,21 @@ class Catalogue:
       if key is not None and self.config.loss != 'exact':
         return self._sampled(query_MxD, target_M, real_M, table_RxD, key)
       return _likelihood(self, query_MxD, target_M, real_M, table_RxD)
+
+  def total(self, function, query_MxD, target_M, real_M, table_RxD, with_M=(), key=None):
+    """Sum of function(logprob, *with) over the real queries; log-probabilities [M], 0 if not real.
+
+    `function` works element by element and closes over no array: those are `with_M`. Only the sum
+    has a gradient, by queries and table. Where the catalogue is small enough (`catalogue.keep`), no
+    score is computed twice for it.
+    """
+    with jax.named_scope('catalogue'):
+      sampled = key is not None and self.config.loss != 'exact'
+      if sampled or not self.keeps:
+        logprob_M = self.likelihood(query_MxD, target_M, real_M, table_RxD, key).logprob_M
+        logprob_M = jnp.where(real_M, logprob_M, 0.0)
+        return _sum(function, logprob_M, real_M, with_M), jax.lax.stop_gradient(logprob_M)
+      return _total(self, function, query_MxD, target_M, real_M, table_RxD, with_M)
 
   def ranks(self, query_MxD, target_M, real_M, table_RxD, hidden_MxH=None) -> jax.Array:
     """Rank of each target from 0 [M]: items that score higher, plus half of the ties.
@@ -153,6 +172,10 @@ class Catalogue:
     return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, place(x)), rows)
 
   @property
+  def _shares(self) -> int:
+    return self.mesh.shape['catalogue'] if self.mesh else 1
+
+  @property
   def _spread(self) -> bool:
     return self.mesh is not None and self.mesh.size > 1
 
@@ -229,6 +252,40 @@ def _likelihood_backward(catalogue, saved, grads):
 
 
 _likelihood.defvjp(_likelihood_forward, _likelihood_backward)
+
+
+def _sum(function, logprob_M, real_M, with_M) -> jax.Array:
+  return jnp.where(real_M, function(logprob_M, *with_M), 0.0).sum()
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _total(catalogue: Catalogue, function, query_MxD, target_M, real_M, table_RxD, with_M):
+  logprob_M = _likelihood(catalogue, query_MxD, target_M, real_M, table_RxD).logprob_M
+  logprob_M = jnp.where(real_M, logprob_M, 0.0)
+  return _sum(function, logprob_M, real_M, with_M), logprob_M
+
+
+def _total_forward(catalogue, function, query_MxD, target_M, real_M, table_RxD, with_M):
+  """With the gradients, while the scores are at hand."""
+
+  def of_share(share, total, query_MxD, target_M, real_M, *with_M):
+    del total  # the share is the whole catalogue
+    logprob_M, d_query_MxD, d_table_RxD = share_lib.objective(
+      share, function, query_MxD, target_M, real_M, with_M)
+    return (logprob_M, d_query_MxD), d_table_RxD
+
+  (logprob_M, d_query_MxD), d_table_RxD = catalogue._on_devices(
+    of_share, table_RxD, query_MxD, target_M, real_M, *with_M)
+  return (_sum(function, logprob_M, real_M, with_M), logprob_M), (d_query_MxD, d_table_RxD)
+
+
+def _total_backward(catalogue, function, saved, grads):
+  del catalogue, function
+  d_query_MxD, d_table_RxD = saved
+  return grads[0] * d_query_MxD, None, None, grads[0] * d_table_RxD, None
+
+
+_total.defvjp(_total_forward, _total_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

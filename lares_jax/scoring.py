@@ -10,6 +10,7 @@ from lares_jax.negatives import SampleConfig
 
 # A tie is a difference within the rounding error of a dot product, relative to |q||e|.
 TIE_TOLERANCE = 2.0**-21
+FEW = 64  # queries: with fewer at a time, passing over the table costs more than its products
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +21,7 @@ class CatalogueConfig:
   tau: float = 1.0
   tile: int = 1024  # queries at a time
   block: int = 2040  # items at a time, at most; a power of two makes CPUs lose a fifth of their speed
+  keep: int = 2**22  # scores to keep for the gradient, at most; else blocks are computed again
   dtype: str = 'float32'  # of the products; sums are float32 always
   loss: str = 'exact'  # of training: exact, or sampled or gbce for catalogues that are too large
   sample: SampleConfig = SampleConfig()
@@ -33,6 +35,11 @@ class CatalogueConfig:
         raise InputError(f'catalogue.{key}={getattr(self, key)!r}: use {" or ".join(allowed)}')
     if self.tau <= 0:
       raise InputError(f'catalogue.tau={self.tau}: use a number above 0')
+
+  def kept(self, items: int) -> int:
+    """How many queries' scores with so many items may be kept; 0 where too few to be worth it."""
+    queries = min(self.tile, self.keep // items)
+    return queries if queries >= FEW and self.kernel != 'pallas' else 0
 
 
 def unit(x_MxD: jax.Array) -> jax.Array:
@@ -58,9 +65,13 @@ def block_scores(query_MxD, item_KxD, config: CatalogueConfig) -> jax.Array:
 
 
 def _scores(axes: str, query, item, config: CatalogueConfig) -> jax.Array:
-  factors = [comparable(x, config).astype(config.dtype) for x in (query, item)]
-  return jnp.einsum(axes, *factors, precision=precision(config),
-                    preferred_element_type=jnp.float32) / config.tau
+  return product(axes, comparable(query, config), comparable(item, config), config) / config.tau
+
+
+def product(axes: str, x, y, config: CatalogueConfig) -> jax.Array:
+  """The sum of products that `axes` says: factors rounded to `config.dtype`, summed in float32."""
+  return jnp.einsum(axes, x.astype(config.dtype), y.astype(config.dtype),
+                    precision=precision(config), preferred_element_type=jnp.float32)
 
 
 def precision(config: CatalogueConfig) -> jax.lax.Precision | None:

@@ -23,7 +23,7 @@ LINES = {
             'jnp.where((i <= depth_B)[:, None, None], new_BxLxD', 'test_model.py', 'every_depth'),
   'advantage': ('objectives/posttrain.py', 'reward_GxM.std(axis=0, ddof=1)', 'reward_GxM.std(axis=0)',
                 'test_posttrain.py', ''),
-  'kl': ('objectives/posttrain.py', 'jnp.expm1(gap_TxGxM) - gap_TxGxM', 'jnp.expm1(gap_TxGxM)',
+  'kl': ('objectives/posttrain.py', 'jnp.expm1(gap) - gap', 'jnp.expm1(gap)',
          'test_golden.py', 'posttraining'),
   'block edge': ('share.py', '(item_K >= self.first + i * self.block) & ', '', 'test_catalogue.py',
                  'likelihood or top_k'),

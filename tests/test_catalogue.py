@@ -49,6 +49,33 @@ def test_likelihood_and_gradients_equal_the_plain_softmax(similarity, tile, bloc
     np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize('similarity', ('dot', 'cos'))
+@pytest.mark.parametrize('keep', (0, 64 * V, 2**22))
+def test_totals_equal_the_plain_softmax_whether_scores_are_kept_or_not(similarity, keep):
+  query, target, real, table = (
+    jnp.concatenate([x] * 30) if len(x) == M else x for x in _arrays())  # several tiles
+  catalogue = Catalogue(CatalogueConfig(similarity, 0.5, 100, 5, keep), V)
+  assert catalogue.config.kept(V) == {0: 0, 64 * V: 64, 2**22: 100}[keep]
+  assert catalogue.keeps == (keep > 0)
+  weight = jnp.asarray(np.random.default_rng(1).normal(size=len(real)), jnp.float32)
+  loss = lambda logprob, weight: weight * jnp.exp(-logprob / 5) - jnp.square(logprob)
+
+  def ours(query, table):
+    sum_, logprob = catalogue.total(loss, query, target, real, table, (weight,))
+    return 3 * sum_, logprob
+
+  def plain(query, table):
+    scores = _plain_scores(query, table, catalogue.config)
+    logprob = jnp.where(real, jax.nn.log_softmax(scores)[jnp.arange(len(real)), target], 0.0)
+    return 3 * jnp.where(real, loss(logprob, weight), 0.0).sum(), logprob
+
+  got, want = (jax.jit(jax.value_and_grad(f, (0, 1), has_aux=True))(query, table)
+               for f in (ours, plain))
+  for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want)):
+    np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-4)
+  np.testing.assert_allclose(ours(query, table)[0], want[0][0], rtol=2e-5)  # without a gradient
+
+
 def test_scores_far_from_zero_neither_overflow_nor_vanish():
   query, target, real, table = _arrays()
   for scale in (1e4, 1e-8, -1e4):

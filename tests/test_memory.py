@@ -1,6 +1,10 @@
-"""No step builds an array with an axis of items and another of rows, positions or steps."""
+"""No step builds an array with an axis of items and another of rows, positions or steps.
+
+Where scores are kept for the gradient, such an array holds one tile of queries, whatever the batch.
+"""
 
 import dataclasses
+import pathlib
 
 import jax
 import numpy as np
@@ -9,6 +13,7 @@ from tiny import make_config, make_store
 
 from lares_jax.catalogue import CatalogueConfig
 from lares_jax.experiment import Experiment
+from lares_jax.scoring import FEW
 from lares_jax.training import state as state_lib
 
 ITEMS, BLOCK = 1009, 64  # a prime, so that no other axis is as long by chance
@@ -29,7 +34,7 @@ def _is_jaxpr(x) -> bool:
   return hasattr(x, 'eqns') or hasattr(x, 'jaxpr')
 
 
-def _check(function, args, width: int):
+def _check(function, args, width: int = 8):
   shapes = list(_shapes(jax.make_jaxpr(function)(*args).jaxpr))
   assert len(shapes) > 300, 'the walk saw too little: it no longer enters the inner jaxprs'
   for shape, name in shapes:
@@ -41,11 +46,17 @@ def _check(function, args, width: int):
 
 
 @pytest.fixture(scope='module')
-def experiment(tmp_path_factory):
-  folder = tmp_path_factory.mktemp('memory')
-  store = make_store(folder / 'store', users=120, items=ITEMS, longest=30)
-  config = make_config(store.directory, catalogue=CatalogueConfig(tile=32, block=BLOCK))
-  return Experiment.start(config, str(folder / 'run'))
+def store(tmp_path_factory):
+  return make_store(tmp_path_factory.mktemp('memory') / 'store', users=120, items=ITEMS, longest=30)
+
+
+def _experiment(store, tile: int) -> Experiment:
+  config = make_config(store.directory, catalogue=CatalogueConfig(tile=tile, block=BLOCK))
+  twice = lambda phase: dataclasses.replace(phase, train=dataclasses.replace(
+    phase.train, batch_rows=2 * phase.train.batch_rows))
+  config = dataclasses.replace(
+    config, pretrain=twice(config.pretrain), posttrain=twice(config.posttrain))
+  return Experiment(config, pathlib.Path())
 
 
 def test_the_walk_would_see_a_full_score_matrix():
@@ -56,23 +67,28 @@ def test_the_walk_would_see_a_full_score_matrix():
 
 
 @pytest.mark.parametrize('phase', ('pretrain', 'posttrain'))
-def test_train_step(experiment, phase):
+@pytest.mark.parametrize('tile, kept', ((32, 0), (FEW, FEW)))
+def test_train_step(store, phase, tile, kept):
+  experiment = _experiment(store, tile)
+  assert experiment.catalogue.config.kept(ITEMS) == kept
   params = experiment.init_params()
   phase = experiment.pretraining() if phase == 'pretrain' else experiment.posttraining(params, None)
   state = state_lib.create(params, phase.optimizer, 0.0)
   batch, draw = phase.batches.batch(0), phase.objective.draw(np.random.default_rng(0))
+  assert batch.scored_BxA.size > FEW
   _check(lambda *args: state_lib.train_step(
     *args, objective=phase.objective, optimizer=phase.optimizer, seed=0, ema=0.0),
-    (state, phase.reference, jax.tree.map(np.asarray, batch), draw), 8)
+    (state, phase.reference, jax.tree.map(np.asarray, batch), draw), kept or 8)
 
 
 @pytest.mark.parametrize('exclude', (False, True))
-def test_evaluation(experiment, monkeypatch, exclude):
+def test_evaluation(store, monkeypatch, exclude):
+  experiment = _experiment(store, 32)
   params, evaluator = experiment.init_params(), experiment.evaluator
   inner = type(evaluator).batch_ranks.__wrapped__
 
   def walked(params, batch, draw, depths):
-    _check(lambda params, batch: inner(evaluator, params, batch, draw, depths), (params, batch), 8)
+    _check(lambda params, batch: inner(evaluator, params, batch, draw, depths), (params, batch))
     return np.zeros((len(depths), *batch.target_BxA.shape))
 
   monkeypatch.setattr(type(evaluator), 'batch_ranks', staticmethod(walked))

@@ -59,18 +59,23 @@ def advantages(reward_GxM: jax.Array, kind: str = 'group') -> jax.Array:
   return jnp.maximum(advantage_GxM, 0.0) if kind == 'positive' else advantage_GxM
 
 
-def policy_loss(logprob_TxGxM, reference_TxGxM, advantage_GxM, depth_G, beta: float):
-  """Loss and KL of each rollout [G, M], averaged over the steps that its depth gives it.
+def divergence(logprob, reference):
+  """KL to the reference as estimated from the target alone: exp(ref - lp) - (ref - lp) - 1."""
+  gap = reference - logprob
+  return jnp.expm1(gap) - gap
 
-  -mean_i[exp(lp_i - stop(lp_i)) A - beta KL_i], with KL_i = exp(ref_i - lp_i) - (ref_i - lp_i) - 1.
+
+def policy_loss(beta: float):
+  """The loss of one step of one rollout: -w (exp(lp - stop(lp)) A - beta KL), element by element.
+
+  The weight w is 0 for steps beyond the rollout's depth, and makes the sum a mean.
   """
-  step_TxGx1 = jnp.arange(logprob_TxGxM.shape[0])[:, None, None] < depth_G[None, :, None]
-  ratio_TxGxM = jnp.exp(logprob_TxGxM - jax.lax.stop_gradient(logprob_TxGxM))
-  gap_TxGxM = jnp.where(step_TxGx1, reference_TxGxM - logprob_TxGxM, 0.0)
-  kl_TxGxM = jnp.expm1(gap_TxGxM) - gap_TxGxM
-  gain_TxGxM = jnp.where(step_TxGx1, ratio_TxGxM * advantage_GxM - beta * kl_TxGxM, 0.0)
-  mean = lambda x_TxGxM: x_TxGxM.sum(axis=0) / depth_G[:, None]
-  return -mean(gain_TxGxM), mean(kl_TxGxM)
+
+  def loss(logprob, reference, advantage, weight):
+    ratio = jnp.exp(logprob - jax.lax.stop_gradient(logprob))
+    return -weight * (ratio * advantage - beta * divergence(logprob, reference))
+
+  return loss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,21 +111,27 @@ class Posttrain:
     states_TxGxMxD, distance_T = self._states(params, batch, draw, initial[0], True, key)
     reference = jax.lax.stop_gradient(reference)
     frozen_TxGxMxD, _ = self._states(reference, batch, draw, initial[1], False, key)
-    prompt_M = batch.scored_BxA.reshape(-1)
-    target_M = batch.target_BxA.reshape(-1)
-    sample = jax.random.fold_in(key, 1)  # of negatives, the same for policy and reference
-    logprob_TxGxM = self._logprobs(params, states_TxGxMxD, target_M, prompt_M, draw, sample)
-    frozen_TxGxM = jax.lax.stop_gradient(
-      self._logprobs(reference, frozen_TxGxMxD, target_M, prompt_M, draw, sample))
-
+    prompt_M, target_M = batch.scored_BxA.reshape(-1), batch.target_BxA.reshape(-1)
     group = jnp.arange(c.rollouts)
     final_GxMxD = jax.lax.stop_gradient(states_TxGxMxD[draw.depth_G - 1, group])
     reward_GxM = self._rewards(jax.lax.stop_gradient(params), final_GxMxD, target_M, prompt_M)
     advantage_GxM = advantages(reward_GxM, c.advantage)
-    loss_GxM, kl_GxM = policy_loss(logprob_TxGxM, frozen_TxGxM, advantage_GxM, draw.depth_G, c.beta)
 
     prompts = jnp.maximum(prompt_M.sum(), 1)
     over = lambda x_GxM: jnp.where(prompt_M, x_GxM, 0.0).sum() / prompts / c.rollouts
+    shape = states_TxGxMxD.shape[:3]
+    step_TxGx1 = jnp.arange(shape[0])[:, None, None] < draw.depth_G[:, None]
+    real_TxGxM = step_TxGx1 & prompt_M
+    weight_TxGxM = jnp.where(real_TxGxM, 1 / draw.depth_G[:, None], 0.0) / prompts / c.rollouts
+    wide = lambda x: jnp.broadcast_to(x, shape)
+    sample = jax.random.fold_in(key, 1)  # of negatives, the same for policy and reference
+    reference_TxGxM = jnp.where(real_TxGxM, self.catalogue.likelihood(
+      frozen_TxGxMxD.astype(jnp.float32), wide(target_M), real_TxGxM, reference['item'],
+      sample).logprob_M, 0.0)
+    loss, logprob_TxGxM = self.catalogue.total(
+      policy_loss(c.beta), states_TxGxMxD.astype(jnp.float32), wide(target_M), real_TxGxM,
+      params['item'], (reference_TxGxM, wide(advantage_GxM), weight_TxGxM), sample)
+    kl_TxGxM = divergence(logprob_TxGxM, reference_TxGxM)
     equal_M = reward_GxM.max(axis=0) == reward_GxM.min(axis=0)
     seen = {
       'targets': prompts, 'depth': draw.depth_G.mean(),
@@ -128,10 +139,10 @@ class Posttrain:
       'reward_spread': over(jnp.broadcast_to(reward_GxM.std(axis=0), reward_GxM.shape)),
       'equal_groups': over(jnp.broadcast_to(equal_M, reward_GxM.shape)),
       'advantage_spread': jnp.sqrt(over(jnp.square(advantage_GxM))),
-      'kl': over(kl_GxM), 'distance_last': distance_T[draw.depth_G.max() - 1],
+      'kl': (weight_TxGxM * kl_TxGxM).sum(), 'distance_last': distance_T[draw.depth_G.max() - 1],
       'advantage_GxM': advantage_GxM,
     }
-    return over(loss_GxM), seen
+    return loss, seen
 
   def _states(self, params, batch, draw, z_NxLxD, train: bool, key):
     """States after every step at the scored places [T, G, M, D], M = B * A."""
@@ -155,14 +166,6 @@ class Posttrain:
                 place_BxA=jnp.tile(place_BxA, (groups, 1)), method='reason')
     states = out.states_TxBxAxD
     return states.reshape(len(states), groups, -1, states.shape[-1]), out.distance_T
-
-  def _logprobs(self, params, states_TxGxMxD, target_M, prompt_M, draw, key):
-    """Log softmax score of the target after each step [T, G, M]; steps that are not are 0."""
-    shape = states_TxGxMxD.shape[:3]
-    step_TxG = jnp.arange(shape[0])[:, None] < draw.depth_G
-    return self.catalogue.likelihood(
-      states_TxGxMxD.astype(jnp.float32), jnp.broadcast_to(target_M, shape),
-      step_TxG[..., None] & prompt_M, params['item'], key).logprob_M
 
   def _rewards(self, params, final_GxMxD, target_M, prompt_M):
     shape = final_GxMxD.shape[:2]

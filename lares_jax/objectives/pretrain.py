@@ -107,10 +107,10 @@ class Pretrain:
 
     def cross_entropy(state_BxLxD, key):
       query_BxAxD = at_places(state_BxLxD, batch.place_BxA).astype(jnp.float32)
-      likelihood = self.catalogue.likelihood(
-        query_BxAxD.reshape(scored_M.shape[0], -1), batch.target_BxA.reshape(-1), scored_M,
-        params['item'], key)
-      return -jnp.where(scored_M, likelihood.logprob_M, 0.0).sum() / targets
+      sum_, _ = self.catalogue.total(
+        lambda logprob_M: -logprob_M, query_BxAxD.reshape(scored_M.shape[0], -1),
+        batch.target_BxA.reshape(-1), scored_M, params['item'], key=key)
+      return sum_ / targets
 
     loss = cross_entropy(out.state_BxLxD, jax.random.fold_in(keys[0], 1))
     metrics = {'cross_entropy': loss, 'targets': targets, 'depth': steps,
