@@ -20,8 +20,9 @@ from lares_jax.data.batches import DataConfig
 from lares_jax.data.rows import Plan, Rows, fill, pack
 from lares_jax.errors import InputError
 from lares_jax.files import read_json
-from lares_jax.model.lares import Lares, initial_state
+from lares_jax.model.lares import Lares
 from lares_jax.scoring import pair_scores
+from lares_jax.training.evaluation import begin
 
 CRITERIA = ('state', 'scores', 'kl')
 TOP = 10  # items that `scores` and `kl` look at
@@ -87,14 +88,6 @@ def changes(catalogue: Catalogue, table_RxD, old_MxD, new_MxD, real_M):
   kl_M = jnp.maximum(kl_M.sum(axis=-1), 0.0)  # rounding alone makes it less
   score_M = jnp.abs(new_MxK - old_MxK).max(axis=-1)
   return dict(zip(CRITERIA, (move_M, score_M, kl_M), strict=True)), item_MxK
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def begin(model: Lares, params, rows: Rows, noise_seed, draw=0) -> tuple[jax.Array, jax.Array]:
-  """H and Z_0 [B, L, D], as evaluation has them."""
-  h_BxLxD: Any = model.apply({'params': params}, rows, method='prelude')
-  key = jax.random.fold_in(jax.random.key(noise_seed), draw)
-  return h_BxLxD, initial_state(model.config, rows, key, train=False).astype(h_BxLxD.dtype)
 
 
 def one_step(model: Lares, params, h_BxLxD, rows: Rows, z_BxLxD) -> jax.Array:

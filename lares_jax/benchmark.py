@@ -78,6 +78,9 @@ def main(argv: list[str]) -> None:
   unknown = [w for w in _WHAT.value if w not in makers]
   if unknown:
     raise InputError(f'--what={unknown[0]}: use some of {", ".join(makers)}')
+  if config.depth.mean and _DEPTH.value > config.depth.cap:
+    raise InputError(f'--depth={_DEPTH.value}: a step of training goes from 1 to {config.depth.cap}; '
+                     'raise depth.mean for more')
   variants = [makers[w](config) for w in _WHAT.value]
   seconds = timing.in_turns(dict(enumerate(variants)), _ROUNDS.value)
   figures = [_figures(v, seconds[n]) for n, v in enumerate(variants)]
@@ -114,8 +117,9 @@ def _pretraining(name: str, config: Config) -> Variant:
   experiment = Experiment(config, pathlib.Path())
   phase = experiment.pretraining()
   draw = phase.objective.draw(np.random.default_rng(0))
-  fixed = draw._replace(depth=np.int32(_DEPTH.value if config.depth.mean else 0), pick=np.int32(1))
-  return _training(name, 'targets', experiment, phase, fixed)
+  if config.model.reasoner == 'lares':  # the others draw nothing
+    draw = draw._replace(depth=np.int32(_DEPTH.value if config.depth.mean else 0), pick=np.int32(1))
+  return _training(name, 'targets', experiment, phase, draw)
 
 
 def prefix(config: Config) -> Variant:

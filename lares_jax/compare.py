@@ -39,7 +39,6 @@ from lares_jax.training.log import training_seconds
 _CONFIG = config_flags.DEFINE_config_file('config', help_string='A file configs/compare_*.py.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Where runs and table go.')
 
-COLUMNS = ('recall@10', 'ndcg@10', 'mrr')
 HISTORIES = ('ranked', 'removed')
 _NOTHING = dict.fromkeys(('against', 'difference', 'relative', 'low', 'high', 'p', 'p_holm'))
 
@@ -96,17 +95,13 @@ def _popularity(experiment: Experiment, history: str) -> dict[str, Any]:
   nothing = dict.fromkeys(('parameters', 'parameters_without_items', 'training_seconds',
                            'flops_per_user'), 0)
   return {'run': 'popularity', 'history': history, 'seeds': 1, 'depth': '', **nothing, **_NOTHING,
-          **{key: float(value_M[key].mean()) for key in COLUMNS},
-          **{f'{key}_std': None for key in COLUMNS}}
+          **{key: float(value_M[key].mean()) for key in report.SHORT},
+          **{f'{key}_std': None for key in report.SHORT}}
 
 
 def _ranks(experiment: Experiment, phase: str) -> tuple[str, Mapping[str, np.ndarray]]:
   """The phase shown (empty: the better one on validation), and what ranks.npz holds."""
-  phase = phase or experiment.result()['phase']
-  ranks = np.load(experiment.workdir / 'ranks.npz')
-  if f'{phase}_depth' not in ranks:
-    raise InputError(f'{experiment.workdir} has no phase {phase}; name it in its config.phases')
-  return phase, ranks
+  return phase or experiment.result()['phase'], np.load(experiment.workdir / 'ranks.npz')
 
 
 def _scores(runs: Sequence[Experiment], phase: str, history: str) -> dict[str, np.ndarray]:
@@ -115,7 +110,7 @@ def _scores(runs: Sequence[Experiment], phase: str, history: str) -> dict[str, n
   for experiment in runs:
     shown, ranks = _ranks(experiment, phase)
     by_seed.append(metrics.per_user(ranks[f'{shown}_test_{history}'], (10,)))
-  return {key: np.stack([values[key] for values in by_seed]) for key in COLUMNS}
+  return {key: np.stack([values[key] for values in by_seed]) for key in report.SHORT}
 
 
 def _difference(plan: Plan, name: str, scores) -> dict[str, Any]:
@@ -162,7 +157,7 @@ def _markdown(lines: Sequence[Mapping[str, Any]], history: str) -> str:
   cells = []
   for line in lines:
     mean = [f'{line[key]:.4f}' + ('' if line[f'{key}_std'] is None else f' ± {line[f"{key}_std"]:.4f}')
-            for key in COLUMNS]
+            for key in report.SHORT]
     cost = [f'{line["parameters"]:,}', f'{line["parameters_without_items"]:,}',
             f'{line["training_seconds"]:,.0f}', f'{line["flops_per_user"] / 1e6:,.1f}']
     cells.append([line['run'], str(line['seeds']), line['depth'], *mean, *cost, *_tested(line)])

@@ -85,6 +85,10 @@ def _check(plan: Plan) -> None:
       raise InputError(f'{where}.of={row.of!r} must be a run with a config, which says the seeds too')
     if row.phase not in ('', 'pretrain', 'posttrain'):
       raise InputError(f'{where}.phase={row.phase!r}: use pretrain or posttrain')
+    trains = plan.runs[plan.source(name)].config
+    if row.phase and trains is not None and row.phase not in trains.phase_list:
+      raise InputError(f'{where}.phase={row.phase!r}: config.runs.{plan.source(name)} does not train '
+                       'it; name it in its config.phases')
     if plan.against(name) not in plan.runs:
       raise InputError(f'{where}.against={row.against!r} is not a run; there are {names}')
     seeds = plan.seeds_of(name)

@@ -17,6 +17,7 @@ from lares_jax.catalogue import CatalogueConfig
 from lares_jax.data.batches import DataConfig
 from lares_jax.errors import InputError
 from lares_jax.model.depth import DepthConfig
+from lares_jax.model.dropout import MOST_DROPOUT
 from lares_jax.model.lares import ModelConfig
 from lares_jax.objectives.posttrain import PosttrainConfig
 from lares_jax.objectives.pretrain import PretrainConfig
@@ -44,7 +45,7 @@ class TrainConfig:
 
   epochs: float = 300.0
   batch_rows: int = 32  # rows a step; a packed row of 64 tokens holds about 63 targets
-  pairs: int = 0  # pairs a step of the alignment terms
+  pairs: int = 512  # a step, of the alignment terms; at most one for each history in the rows
   eval_every_epochs: float = 1.0
   patience: int = 10  # evaluations without a better validation NDCG@10 before stopping; 0: never
   log_every_steps: int = 50
@@ -77,9 +78,15 @@ class PretrainPhase:
 class PosttrainPhase:
   start: str = ''  # workdir of the phase one to start from; empty: this run's own
   loss: PosttrainConfig = PosttrainConfig()
-  train: TrainConfig = TrainConfig()
+  # As published: about 400 of the selected prompts a step.
+  train: TrainConfig = TrainConfig(batch_rows=8, optimizer=OptimizerConfig(learning_rate=5e-4))
   dropout: float = 0.1  # of the core-block; and of embedding and pre-block below
   outer_dropout: float = 0.1  # and of text; 0 runs the pre-block once a history, not once a rollout
+
+  def __post_init__(self):
+    if max(self.dropout, self.outer_dropout) > MOST_DROPOUT:
+      raise InputError(f'posttrain.dropout={self.dropout}, .outer_dropout={self.outer_dropout}: use at '
+                       f'most {MOST_DROPOUT}')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,18 +115,33 @@ class Config:
     if self.data.rows == 'packed' and not self.model.causal:
       raise InputError('data.rows=packed: this backbone or fusion sees the whole row; '
                        'set data.rows=prefix')
-    if self.depth.mean and not self.model.core_layers:
+    if self.depth.mean and not self.model.deepest:
       raise InputError('model.core_layers=0 is the plain backbone, without depth: set depth.mean=0')
+    if not self.depth.mean and 'posttrain' in self.phase_list:
+      raise InputError('phases: posttrain needs a model that reasons; set depth.mean above 0')
     if self.model.reasoner != 'lares':
       self._check_rearec()
+    if self.depth.mean and max(self.evaluate.depths) > self.model.deepest:
+      raise InputError(f'evaluate.depths={self.evaluate.depths}: this model goes from 0 to '
+                       f'{self.model.deepest}')
+    if self.aligns and not self.pretrain.train.pairs:
+      raise InputError('pretrain.train.pairs=0, but a term of the loss compares pairs: say how many '
+                       'a step, or set its weight (pretrain.loss.alpha, .gamma; .rearec.contrast) to 0')
 
   def _check_rearec(self):
     most = self.model.thoughts
-    if self.depth.mean != most or max(self.evaluate.depths) > most or 'posttrain' in self.phase_list:
+    if self.depth.mean != most or 'posttrain' in self.phase_list:
       raise InputError(f'model.reasoner={self.model.reasoner} thinks model.thoughts={most} times: set '
-                       'depth.mean to this, evaluate.depths to no more, and leave out posttrain')
+                       'depth.mean to this, and leave out posttrain')
     if self.catalogue.similarity != 'dot':  # divergence and temperatures take scores as linear
       raise InputError(f'model.reasoner={self.model.reasoner}: needs catalogue.similarity=dot')
+
+  @property
+  def aligns(self) -> bool:
+    """Whether phase one compares pairs of histories, or of states."""
+    if self.model.reasoner == 'lares':
+      return self.pretrain.loss.aligns(self.depth.mean)
+    return self.model.reasoner == 'prl' and self.pretrain.rearec.contrast > 0
 
   @property
   def phase_list(self) -> list[str]:
@@ -128,7 +150,9 @@ class Config:
 
 def defaults() -> ml_collections.ConfigDict:
   """All settings with their defaults, for a config file to change."""
-  return ml_collections.ConfigDict(dataclasses.asdict(Config()))
+  config = ml_collections.ConfigDict(dataclasses.asdict(Config()))
+  config.data.prepare.min_rating = ml_collections.config_dict.placeholder(float)  # None, but typed
+  return config
 
 
 def of_flag(value) -> Config:
@@ -170,6 +194,10 @@ def _value(value, hint, path: str):
       return None
     hint = next(h for h in typing.get_args(hint) if h is not type(None))
     origin = typing.get_origin(hint)
+  if origin is typing.Literal:
+    if value not in typing.get_args(hint):
+      raise InputError(f'{path}={value!r}: use one of {", ".join(typing.get_args(hint))}')
+    return value
   if origin is tuple:
     kind = typing.get_args(hint)[0]
     return tuple(_value(x, kind, f'{path}[{n}]') for n, x in enumerate(value))

@@ -15,7 +15,6 @@ from absl import flags
 from lares_jax import metrics, report
 from lares_jax.errors import InputError, front_door
 from lares_jax.experiment import Experiment
-from lares_jax.recommender import MAX_DEPTH
 from lares_jax.training import processes
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'A trained run.')
@@ -65,7 +64,7 @@ def _depths(experiment: Experiment) -> tuple[int, ...]:
   except ValueError:
     raise InputError(f'--depths={",".join(_DEPTHS.value)}: whole numbers, such as 1,2,4') from None
   model = experiment.model.config
-  most = MAX_DEPTH if model.recurrent else max(experiment.depths)
+  most = model.deepest if model.recurrent else max(experiment.depths)
   if min(depths) < 0 or max(depths) > most:
     raise InputError(f'--depths={",".join(_DEPTHS.value)}: this model goes from 0 to {most}')
   return depths

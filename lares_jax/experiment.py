@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import json
 import math
+import os
 import pathlib
 from typing import Any
 
@@ -18,7 +19,7 @@ from lares_jax.config import Config
 from lares_jax.data import synthetic, text
 from lares_jax.data.batches import Clock, TrainBatches
 from lares_jax.data.rows import blank
-from lares_jax.data.store import Store
+from lares_jax.data.store import Store, is_prepared
 from lares_jax.errors import InputError
 from lares_jax.files import read_json, write_json
 from lares_jax.model.lares import Lares
@@ -28,14 +29,19 @@ from lares_jax.objectives.posttrain import Posttrain
 from lares_jax.objectives.pretrain import Pretrain
 from lares_jax.objectives.rearec import Rearec
 from lares_jax.prepare import PrepareOptions, prepared
-from lares_jax.training import optimizer, processes, sharding
+from lares_jax.training import processes, sharding
 from lares_jax.training.checkpoint import Checkpoints, abstract
 from lares_jax.training.evaluation import Evaluator
 from lares_jax.training.loop import Phase
 from lares_jax.training.sharding import MeshConfig
 
 # Settings that may change between the starts of one run: they do not change what it computes.
-_FREE = ('phases', 'evaluate', 'mesh', 'data.path', 'data.cache', 'data.prepare')
+_FREE = ('phases', 'evaluate.depths', 'evaluate.batch_rows', 'mesh', 'data.path', 'data.cache',
+         'data.prepare')
+
+# Settings of the model that may change between a phase and the one that it starts from.
+_OF_TRAINING = ('model.embed_dropout', 'model.pre_dropout', 'model.core_dropout', 'model.core_mask',
+                'model.remat', 'model.fusion.dropout', 'model.fusion.noise')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -54,7 +60,12 @@ class Experiment:
         what the model reads.
     """
     experiment = cls(config, pathlib.Path(workdir).absolute())
-    mine = {'config': dataclasses.asdict(config), 'data': experiment.store.fingerprint}
+    store = experiment.store
+    if not len(store.targets('valid')[0]):
+      raise InputError(f'{store.directory}: no validation target with a history, so nothing could be '
+                       'chosen; prepare the log with another split')
+    mine = {'config': dataclasses.asdict(config), 'data': store.fingerprint,
+            'store': os.path.abspath(store.directory)}
     _ = experiment.clock
     if config.model.fusion.name != 'none':
       mine['text'] = text.fingerprint(experiment.store, config.model.fusion.text_width)
@@ -81,7 +92,10 @@ class Experiment:
     content = read_json(file)
     config = config_lib.typed(content['config'])
     mesh = MeshConfig(catalogue=math.gcd(config.mesh.catalogue, jax.device_count()))
-    experiment = cls(dataclasses.replace(config, mesh=mesh), directory)
+    data = config.data
+    if is_prepared(content['store']):  # else it is found, or prepared again, from where it came
+      data = dataclasses.replace(data, path=content['store'], prepare=PrepareOptions())
+    experiment = cls(dataclasses.replace(config, mesh=mesh, data=data), directory)
     if experiment.store.fingerprint != content['data']:
       raise InputError(f'{experiment.store.directory}: not the data set that {workdir} was trained '
                        'on, so its item numbers mean other items; prepare that one again')
@@ -122,8 +136,12 @@ class Experiment:
   @functools.cached_property
   def catalogue(self) -> Catalogue:
     c = self.config.catalogue
-    popularity = None if c.loss == 'exact' else Popularity.of(self.store.train_count_V)
+    popularity = None if c.loss == 'exact' else self.popularity
     return Catalogue(c, self.store.num_items, self.mesh, popularity)
+
+  @functools.cached_property
+  def popularity(self) -> Popularity:
+    return Popularity.of(self.store.train_count_V)
 
   @functools.cached_property
   def evaluator(self) -> Evaluator:
@@ -180,11 +198,11 @@ class Experiment:
     if other.store.fingerprint != self.store.fingerprint:
       raise InputError(f'{phase}.start={start} was trained on another data set')
     # Orbax would cut or fill arrays of another shape without a word.
-    other = dataclasses.replace(other, config=dataclasses.replace(other.config, mesh=self.config.mesh))
-    shapes = lambda e: jax.tree.map(lambda x: x.shape, e.abstract_params)
-    if shapes(other) != shapes(self):
-      mine, theirs = (dataclasses.asdict(e.config.model) for e in (self, other))
-      differing = _differing(mine, theirs)
+    mine, theirs = (
+      {'model': dataclasses.asdict(e.model.config), 'catalogue.tau': e.config.catalogue.tau,
+       'catalogue.similarity': e.config.catalogue.similarity} for e in (self, other))
+    differing = [d for d in _differing(mine, theirs) if not d.startswith(_OF_TRAINING)]
+    if differing:
       raise InputError(f'{phase}.start={start} is another model: {", ".join(differing)}')
     return self._best_of(other.workdir, 'pretrain')[0]
 
@@ -205,19 +223,15 @@ class Experiment:
     if isinstance(self.model, ReaRec):
       objective = Rearec(self.model, self.catalogue, c.pretrain.rearec)
     train = c.pretrain.train
-    if objective.aligns and not train.pairs:
-      raise InputError('pretrain.train.pairs=0, but a term of the loss compares pairs: say how many '
-                       'a step, or set its weight (pretrain.loss.alpha, .gamma; .rearec.contrast) to 0')
-    pairs = train.pairs if objective.aligns else 0
+    pairs = train.pairs if c.aligns else 0
     batches = TrainBatches(self.store, c.data, train.batch_rows, pairs, c.seed, clock=self.clock)
+    if batches.pairs < pairs:
+      print(f'pretrain: {batches.pairs} pairs a step, one for each history in its rows')
     return self._phase('pretrain', objective, batches, train, validate_first=bool(c.pretrain.start))
 
   def posttraining(self, reference, kept_N: np.ndarray | None) -> Phase:
     """Phase two against a frozen reference, on the kept prompts (one flag an interaction)."""
-    c = self.config
-    if not c.depth.mean:
-      raise InputError('phases: posttrain needs a model that reasons; set depth.mean above 0')
-    p = c.posttrain
+    c, p = self.config, self.config.posttrain
     fusion = dataclasses.replace(c.model.fusion, dropout=p.outer_dropout)
     model = self._model(embed_dropout=p.outer_dropout, pre_dropout=p.outer_dropout,
                         core_dropout=p.dropout, fusion=fusion)
@@ -227,9 +241,7 @@ class Experiment:
                        validate_first=True)
 
   def _phase(self, name, objective, batches, train, **kwargs) -> Phase:
-    steps = max(int(train.epochs * batches.steps_per_epoch), 1)
-    built = optimizer.build(train.optimizer, steps, batches.steps_per_epoch)
-    return Phase(name, objective, batches, built, train, self.config.seed, self.validate, **kwargs)
+    return Phase(name, objective, batches, train, self.config.seed, self.validate, **kwargs)
 
 
 def built_in(cache: str) -> str:

@@ -7,7 +7,7 @@
                   (scores [B, k], items [B, k], user vectors [B, D]); B, H and depth at run time
     params.npz    its parameters      items.json    raw id of each item number
     config.json   of the run          metrics.json  its result, and what the type of table costs
-    about.json    limits, defaults    example.py    loads and runs it with jax and numpy alone
+    about.json    limits, defaults    example.py    runs it with jax, numpy, flatbuffers alone
     SHA256SUMS    of all the others, for `sha256sum --check`
 
 A narrow table makes a smaller file; the program widens it when it runs.
@@ -38,7 +38,7 @@ from lares_jax.errors import InputError, front_door
 from lares_jax.experiment import Experiment
 from lares_jax.files import write_json
 from lares_jax.model.lares import at_places
-from lares_jax.recommender import MAX_DEPTH, Recommender, encode
+from lares_jax.recommender import Recommender, encode
 from lares_jax.scoring import comparable
 
 PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
@@ -96,9 +96,8 @@ def _write(directory: pathlib.Path, experiment: Experiment, recommender: Recomme
   (directory / 'items.json').write_text(json.dumps(recommender.item_ids) + '\n', encoding='utf-8')
   shutil.copy(experiment.workdir / 'config.json', directory / 'config.json')
   write_json(directory / 'metrics.json', _metrics(experiment, recommender, params, table))
-  core = recommender.model.config.core_layers
   write_json(directory / 'about.json', {
-    'k': k, 'depth': recommender.depth, 'max_depth': MAX_DEPTH if core else 0,
+    'k': k, 'depth': recommender.depth, 'max_depth': recommender.model.config.deepest,
     'max_history': recommender.data.max_history, 'max_batch': _MAX_BATCH,
     'platforms': list(platforms), 'table': table, 'jax': jax.__version__})
   shutil.copy(pathlib.Path(__file__).with_name('export_example.py'), directory / 'example.py')
@@ -169,8 +168,9 @@ def _metrics(experiment: Experiment, recommender: Recommender, params: dict[str,
   if table == 'float32':
     return {'result': result}
   padded = model_params({name: jnp.asarray(x) for name, x in params.items()})
-  spare = experiment.catalogue.rows - len(padded['item'])
-  padded['item'] = jnp.pad(padded['item'], [(0, spare), (0, 0)])
+  for name in {'item', 'text'} & padded.keys():
+    spare = experiment.catalogue.rows - len(padded[name])
+    padded[name] = jnp.pad(padded[name], [(0, spare), (0, 0)])
   rank_1xM = experiment.evaluator.ranks(padded, 'test', (recommender.depth,))
   narrow, full = metrics.summary(rank_1xM[0]), result['test_at_depth']
   change = {name: narrow[name] - full[name] for name in full}

@@ -1,4 +1,4 @@
-"""Recommends from this directory alone, with jax and numpy; `export` put it here.
+"""Recommends from this directory alone, with jax, numpy and flatbuffers; `export` put it here.
 
     python example.py ITEM ITEM ...     # a history of raw item ids, oldest first
 """

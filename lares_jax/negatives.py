@@ -73,8 +73,9 @@ def draw(config: SampleConfig, popularity: Popularity, target_M, real_M, key):
   """
   keys = jax.random.split(key, 3)
   items = popularity.edge[-1]
-  of_batch = jax.random.categorical(
-    keys[0], jnp.where(real_M, 0.0, -jnp.inf), shape=(config.in_batch,))
+  seen_M = jnp.cumsum(real_M)  # the n-th real one is where it first reaches n
+  nth_N = jax.random.randint(keys[0], (config.in_batch,), 1, jnp.maximum(seen_M[-1], 1) + 1)
+  of_batch = jnp.searchsorted(seen_M, nth_N)
   negative_N = jnp.concatenate([
     target_M[of_batch], jax.random.randint(keys[1], (config.uniform,), 0, items),
     popularity.draw(keys[2], config.popular)])

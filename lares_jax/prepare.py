@@ -17,6 +17,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -131,7 +132,23 @@ def prepared(path: str, options: PrepareOptions, cache_dir: str | os.PathLike[st
     InputError: the directory is damaged, or the log cannot be prepared.
   """
   if os.path.isdir(path):
-    return Store.open(path)
+    opened = Store.open(path)
+    mine, default = dataclasses.asdict(options), dataclasses.asdict(PrepareOptions())
+    theirs = json.loads(json.dumps({**default, **opened.meta.get('options', {})}))
+    mine = json.loads(json.dumps(mine))  # tuples as lists
+    for name in mine.keys() - {'format', 'user', 'item', 'time', 'rating'}:
+      if mine[name] not in (theirs[name], json.loads(json.dumps(default[name]))):
+        raise InputError(f'{path} was prepared with {name}={theirs[name]}, not {mine[name]}; leave the '
+                         'option out, or prepare the log again')
+    return opened
+  try:
+    return _cached(path, options, cache_dir)
+  except InputError as error:  # in the words of whoever asked: options are keys of a config here
+    said = str(error).replace('--input', '--config.data.path')
+    raise InputError(re.sub(r'--(?!config)(\w+)=', r'--config.data.prepare.\1=', said)) from None
+
+
+def _cached(path: str, options: PrepareOptions, cache_dir: str | os.PathLike[str]) -> Store:
   sources = formats.sources(path, options.format)
   digest = hashlib.sha256(json.dumps([store.FORMAT_VERSION, dataclasses.asdict(options)]).encode())
   for source in sources:

@@ -20,8 +20,6 @@ from lares_jax.experiment import Experiment
 from lares_jax.recommender import Recommender
 
 _WORKDIR = flags.DEFINE_string('workdir', 'runs/quickstart', 'Where everything goes.')
-COLUMNS = ('recall@10', 'ndcg@10', 'mrr')
-
 
 def main(argv: list[str]) -> None:
   del argv
@@ -42,8 +40,8 @@ def main(argv: list[str]) -> None:
   best = synthetic.best_metrics(synthetic.World())
   lines.append(('best possible (true probabilities)', best))
   print('\ntest, every item ranked, history included')
-  print(report.table(['model', *COLUMNS, 'of best NDCG@10'], [
-    [name, *(f'{values[c]:.4f}' for c in COLUMNS), f'{values["ndcg@10"] / best["ndcg@10"]:.0%}']
+  print(report.table(['model', *report.SHORT, 'of best NDCG@10'], [
+    [name, *(f'{values[c]:.4f}' for c in report.SHORT), f'{values["ndcg@10"] / best["ndcg@10"]:.0%}']
     for name, values in lines]))
 
   print('\nten recommendations each')

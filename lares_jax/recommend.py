@@ -53,8 +53,7 @@ def main(argv: list[str]) -> None:
   if given.k < 1 or given.batch < 1:
     raise InputError(f'--k={given.k} --batch={given.batch}: each is 1 or more')
   recommender = Recommender.load(given.workdir)
-  steps = given.depth
-  depth = recommender.checked_depth(int(steps) if steps and steps.lstrip('-').isdigit() else steps)
+  depth = recommender.checked_depth(given.depth or None)
   try:
     done = run(recommender, sys.stdin.buffer, sys.stdout, batch=given.batch, k=given.k,
                depth=depth, exclude_history=given.exclude_history)

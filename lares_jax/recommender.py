@@ -8,6 +8,7 @@ The exported artifact (export.py) runs the same two functions, `encode` and `Cat
 
 import dataclasses
 import functools
+import operator
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,16 +19,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from lares_jax import adaptive
-from lares_jax.adaptive import Histories, Rule, begin
+from lares_jax.adaptive import Histories, Rule
 from lares_jax.catalogue import Catalogue
 from lares_jax.data.batches import DataConfig
-from lares_jax.data.rows import Plan, Rows, fill, pack
+from lares_jax.data.rows import Plan, Rows, fill
 from lares_jax.errors import InputError
 from lares_jax.experiment import Experiment
-from lares_jax.model.lares import Lares
+from lares_jax.model.lares import DEEPEST, Lares
 from lares_jax.scoring import comparable
+from lares_jax.training.evaluation import begin
 
-MAX_DEPTH = 64  # depth is a run-time argument of one program; steps beyond it are skipped
 Depth = int | str | Rule | None
 _CHUNK = 4096  # histories at a time: enough to pack rows well
 _WIDE = 1024  # histories with more items to leave out are ranked one at a time, to bound memory
@@ -143,16 +144,18 @@ class Recommender:
     """
     if depth is None:
       return self.depth
-    if isinstance(depth, str) and depth != 'adaptive':
-      raise InputError(f'depth={depth}: use a whole number, or adaptive')
-    if not isinstance(depth, int):
+    if depth == 'adaptive' or isinstance(depth, Rule):
       if not self.model.config.recurrent:
         raise InputError('depth=adaptive: this model does not repeat one core-block')
-      return Rule.load(self.workdir) if isinstance(depth, str) else depth
-    most = MAX_DEPTH if self.model.config.core_layers else 0
-    if not 0 <= depth <= most:
+      return depth if isinstance(depth, Rule) else Rule.load(self.workdir)
+    try:
+      steps = int(depth) if isinstance(depth, str) else operator.index(depth)
+    except (TypeError, ValueError):
+      raise InputError(f'depth={depth}: use a whole number, or adaptive') from None
+    most = self.model.config.deepest
+    if not 0 <= steps <= most:
       raise InputError(f'depth={depth}: this model goes from 0 to {most}')
-    return depth
+    return steps
 
   @functools.cached_property
   def _number(self) -> dict[str, int]:
@@ -177,9 +180,7 @@ class Recommender:
     length_S = np.array([len(items) for items in read], np.int64)
     start_S = np.cumsum(length_S) - length_S
     items_N = np.concatenate([np.zeros(0, np.int32), *read])
-    packed = self.data.rows == 'packed'
-    plan = pack(length_S, self.data.length) if packed else Plan(
-      np.arange(len(read)), np.zeros_like(length_S), len(read))
+    plan = self.data.plan(length_S)
     out_SxD = np.zeros((len(read), self.model.config.backbone.width), np.float32)
     for low in range(0, plan.rows, self.batch_rows):
       s = np.flatnonzero((plan.row_S >= low) & (plan.row_S < low + self.batch_rows))
@@ -231,7 +232,7 @@ def encode(model: Lares, params, rows: Rows, noise_seed, depth) -> jax.Array:
   h_BxLxD, z_BxLxD = begin(model, params, rows, noise_seed)
   if not model.config.core_layers:
     return h_BxLxD.astype(jnp.float32)
-  out: Any = model.apply({'params': params}, h_BxLxD, rows, z_BxLxD, depth, MAX_DEPTH, method='reason')
+  out: Any = model.apply({'params': params}, h_BxLxD, rows, z_BxLxD, depth, DEEPEST, method='reason')
   return jnp.where(depth > 0, out.state_BxLxD, h_BxLxD).astype(jnp.float32)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+SHORT = ('recall@10', 'ndcg@10', 'mrr')
 COLUMNS = ('recall@5', 'recall@10', 'recall@20', 'ndcg@5', 'ndcg@10', 'ndcg@20', 'mrr')
 
 

@@ -1,6 +1,7 @@
 """How a user vector scores an item: the one formula of training, evaluation and serving."""
 
 import dataclasses
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from lares_jax.negatives import SampleConfig
 
 # A tie is a difference within the rounding error of a dot product, relative to |q||e|.
 TIE_TOLERANCE = 2.0**-21
+Kernel = Literal['auto', 'plain', 'pallas']
 FEW = 64  # queries: with fewer at a time, passing over the table costs more than its products
 
 
@@ -17,24 +19,22 @@ FEW = 64  # queries: with fewer at a time, passing over the table costs more tha
 class CatalogueConfig:
   """How a user vector u scores item v: `dot` u.e / tau, or `cos` of the two / tau."""
 
-  similarity: str = 'dot'
+  similarity: Literal['dot', 'cos'] = 'dot'
   tau: float = 1.0
   tile: int = 1024  # queries at a time
   block: int = 2040  # items at a time, at most; a power of two makes CPUs lose a fifth of their speed
   keep: int = 2**22  # scores to keep for the gradient, at most; else blocks are computed again
   dtype: str = 'float32'  # of the products; sums are float32 always
-  loss: str = 'exact'  # of training: exact, or sampled or gbce for catalogues that are too large
+  loss: Literal['exact', 'sampled', 'gbce'] = 'exact'  # of training; where a catalogue is too large
   sample: SampleConfig = SampleConfig()
-  kernel: str = 'auto'  # auto: plain, until a kernel is shown to win; plain: XLA alone; pallas
+  kernel: Kernel = 'auto'  # auto: plain XLA, until a kernel is shown to win
 
   def __post_init__(self):
-    choices = dict(similarity=('dot', 'cos'), loss=('exact', 'sampled', 'gbce'),
-                   kernel=('auto', 'plain', 'pallas'))
-    for key, allowed in choices.items():
-      if getattr(self, key) not in allowed:
-        raise InputError(f'catalogue.{key}={getattr(self, key)!r}: use {" or ".join(allowed)}')
-    if self.tau <= 0:
-      raise InputError(f'catalogue.tau={self.tau}: use a number above 0')
+    if self.tau <= 0 or min(self.tile, self.block) < 1:
+      raise InputError(f'catalogue.tau={self.tau}, .tile={self.tile}, .block={self.block}: use numbers '
+                       'above 0')
+    if self.loss == 'gbce' and not self.sample.uniform:
+      raise InputError('catalogue.loss=gbce: its negatives are uniform; set catalogue.sample.uniform')
 
   def kept(self, items: int) -> int:
     """How many queries' scores with so many items may be kept; 0 where too few to be worth it."""

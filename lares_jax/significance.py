@@ -13,8 +13,8 @@ variances of two kinds of error are added up:
   not enough: where seeds matter most it finds p < .01 in every tenth case of no difference at all.
 
 The share that both hold (how a user's gain depends on the run) is not taken off again, which errs on
-the safe side. One run says nothing about seeds: then the interval speaks of users alone, and is too
-short for a claim about a method.
+the safe side. A side's only run is taken to vary as those of the other side do. One run each says
+nothing about seeds: then the interval speaks of users alone, too short for a claim about a method.
 """
 
 import dataclasses
@@ -54,10 +54,9 @@ def difference(mine_SxM: np.ndarray, other_RxM: np.ndarray, *, same_runs: bool =
   users = stats.bootstrap((gain_M,), np.mean, n_resamples=resamples, batch=_BATCH,
                           method='percentile', rng=np.random.default_rng(seed))
   sides = [mine_SxM - other_RxM] if same_runs else [mine_SxM, other_RxM]
-  means = [side.mean(1) for side in sides if len(side) > 1]  # one run has no spread
-  variances = [mean_S.var(ddof=1) / len(mean_S) for mean_S in means]
-  variance = users.standard_error**2 + sum(variances)
-  doubt = sum(v**2 / (len(mean_S) - 1) for v, mean_S in zip(variances, means))
+  runs = _over_runs([side.mean(1) for side in sides])
+  variance = users.standard_error**2 + sum(v for v, _ in runs)
+  doubt = sum(v**2 / freedom for v, freedom in runs)
   freedom = variance**2 / doubt if doubt else np.inf
   value, error = float(gain_M.mean()), float(np.sqrt(variance))
   if not error:  # the same for every user and run
@@ -65,6 +64,15 @@ def difference(mine_SxM: np.ndarray, other_RxM: np.ndarray, *, same_runs: bool =
   reach = error * stats.t.ppf((1 + confidence) / 2, freedom)
   p = 2 * stats.t.sf(abs(value) / error, freedom)
   return Difference(value, float(value - reach), float(value + reach), float(p))
+
+
+def _over_runs(means: Sequence[np.ndarray]) -> list[tuple[float, int]]:
+  """Variances that add up to that of the sides' means, each with its degrees of freedom."""
+  known = [mean_S for mean_S in means if len(mean_S) > 1]  # one run has no spread
+  if len(known) == 1:
+    shared = known[0].var(ddof=1)
+    return [(float(shared * sum(1 / len(mean_S) for mean_S in means)), len(known[0]) - 1)]
+  return [(float(mean_S.var(ddof=1) / len(mean_S)), len(mean_S) - 1) for mean_S in known]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Makes .venv and installs what requirements.txt names, once; a second run takes no time.
+# Makes .venv and installs what requirements.txt names, and what PLATFORM (cpu, tpu or gpu) needs
+# besides; a second run takes no time.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -8,11 +9,18 @@ if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
   echo "error: Python 3.11 or newer is needed; set PYTHON=/path/to/python3.11" >&2
   exit 1
 fi
+wanted=(requirements.txt)
+[[ ${PLATFORM:-cpu} == cpu ]] || wanted+=("requirements-$PLATFORM.txt")
+if [[ ! -f ${wanted[-1]} ]]; then
+  echo "error: PLATFORM=$PLATFORM: use cpu, gpu or tpu" >&2
+  exit 1
+fi
 stamp=.venv/installed
-if [[ -f $stamp ]] && cmp -s requirements.txt "$stamp"; then
+if [[ -f $stamp ]] && cat "${wanted[@]}" | cmp -s - "$stamp"; then
   exit 0
 fi
 echo "setting up .venv (about a minute the first time)"
-[[ -x .venv/bin/python ]] || "$python" -m venv .venv
-.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-cp requirements.txt "$stamp"
+# A set-up that was interrupted may have left an environment without pip.
+.venv/bin/python -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear .venv
+.venv/bin/python -m pip install --quiet --disable-pip-version-check "${wanted[@]/#/--requirement=}"
+cat "${wanted[@]}" >"$stamp"

@@ -18,7 +18,6 @@ cd "${SLURM_SUBMIT_DIR:-$(dirname "${BASH_SOURCE[0]}")/..}"
 export PLATFORM=${PLATFORM:-gpu}
 if [[ -z ${PYTHON:-} ]]; then # once, before the tasks would do it all at the same time
   bash launch/setup.sh
-  .venv/bin/python -m pip install --quiet -r "requirements-$PLATFORM.txt"
   export PYTHON=.venv/bin/python
 fi
 export LARES_PROCESSES=auto

@@ -18,7 +18,7 @@ PROJECT=${PROJECT:?your Google Cloud project}
 tpu=(gcloud compute tpus tpu-vm)
 where=(--zone="$ZONE" --project="$PROJECT" --worker=all)
 
-archive=$(mktemp --suffix=.tar.gz)
+archive=$(mktemp)
 trap 'rm -f "$archive"' EXIT
 tar --create --gzip --file="$archive" --exclude=__pycache__ \
   lares_jax configs launch requirements.txt requirements-tpu.txt

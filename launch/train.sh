@@ -13,8 +13,5 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 if [[ -z ${PYTHON:-} ]]; then
   bash launch/setup.sh
   PYTHON=.venv/bin/python
-  if [[ ${PLATFORM:-cpu} != cpu ]]; then
-    "$PYTHON" -m pip install --quiet --disable-pip-version-check -r "requirements-$PLATFORM.txt"
-  fi
 fi
 exec "$PYTHON" -m lares_jax.main "$@"

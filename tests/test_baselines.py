@@ -292,14 +292,12 @@ def test_times_reach_training_and_evaluation_and_some_are_hidden(built_in, tmp_p
   ({'model.core_blocks': 0}, 'core_blocks=0'),
   ({'model.reasoner': 'erl'}, r'set depth\.mean to this'),
   ({'model.reasoner': 'erl', **REAREC, 'catalogue.similarity': 'cos'}, 'needs catalogue.similarity'),
-  ({'pretrain.loss.gamma_view': 'rows'}, 'step or dropout'),
+  ({'pretrain.loss.gamma_view': 'rows'}, 'use one of step, dropout'),
+  ({'pretrain.loss.alpha': 0.1, 'pretrain.train.pairs': 0}, r'train\.pairs=0'),
+  ({'depth.mean': 0, 'phases': 'pretrain,posttrain'}, 'posttrain needs a model that reasons'),
+  ({'posttrain.dropout': 0.97}, r'posttrain\.dropout=0.97'),
+  ({'evaluate.depths': (4, 65)}, 'goes from 0 to 64'),
 ))
 def test_settings_that_do_not_go_together_are_named(tmp_path, changes, said):
   with pytest.raises(InputError, match=said):
     _config(make_store(tmp_path), changes)
-
-
-def test_terms_that_compare_pairs_need_some(built_in, tmp_path):
-  config = _config(built_in, {'pretrain.loss.alpha': 0.1, 'pretrain.train.pairs': 0})
-  with pytest.raises(InputError, match=r'train\.pairs=0'):
-    Experiment(config, tmp_path).pretraining()

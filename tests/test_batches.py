@@ -143,7 +143,5 @@ def test_evaluation_batches_hold_every_history_once(store, config):
 
 
 def test_settings_that_cannot_be_are_named():
-  with pytest.raises(InputError, match='packed or prefix'):
-    DataConfig(rows='both')
   with pytest.raises(InputError, match='row_length'):
     DataConfig(row_length=10, max_history=20)

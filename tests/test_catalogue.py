@@ -7,6 +7,7 @@ import pytest
 
 from lares_jax.catalogue import Catalogue, CatalogueConfig
 from lares_jax.errors import InputError
+from lares_jax.negatives import SampleConfig
 
 M, V, D = 7, 23, 4
 SMALL = Catalogue(CatalogueConfig(tile=3, block=5), V)  # neither divides
@@ -169,10 +170,12 @@ def test_bf16_products_stay_close():
 
 
 def test_bad_settings_are_named():
-  with pytest.raises(InputError, match='similarity'):
-    CatalogueConfig(similarity='l2')
   with pytest.raises(InputError, match='tau'):
     CatalogueConfig(tau=0)
+  with pytest.raises(InputError, match=r'\.block=0'):
+    CatalogueConfig(block=0)
+  with pytest.raises(InputError, match='gbce: its negatives are uniform'):
+    CatalogueConfig(loss='gbce', sample=SampleConfig(uniform=0))
 
 
 @pytest.mark.parametrize('dtype, exact', (('float32', True), ('bfloat16', False)))

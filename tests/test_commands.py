@@ -22,7 +22,7 @@ def run(*arguments, text=''):
   ([*MAIN, '--workdir=W', '--config.model.combine=sum'], 'use one of add, concat, gated'),
   ([*MAIN], '--workdir=DIR'),
   (['lares_jax.main', '--config=configs/none.py', '--workdir=W'], 'configs/none.py'),
-  (['lares_jax.main', '--config=configs/beauty.py:odd', '--workdir=W'], 'use beauty.py'),
+  (['lares_jax.main', '--config=configs/beauty.py:odd', '--workdir=W'], 'odd: use no variant'),
   (['lares_jax.evaluate', '--workdir=no/such/run'], 'no config.json there'),
 ), ids=lambda x: x if isinstance(x, str) else '')
 def test_one_line_and_exit_code_1(tmp_path, arguments, said):

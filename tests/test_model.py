@@ -1,6 +1,7 @@
 """The model's own laws: causality, company, depth, and one set of parameters."""
 
 import dataclasses
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -8,11 +9,12 @@ import numpy as np
 import pytest
 from tiny import MODEL
 
+from lares_jax import config as config_lib
 from lares_jax.data.rows import Rows, fill
 from lares_jax.errors import InputError
 from lares_jax.model import depth
 from lares_jax.model.depth import DepthConfig
-from lares_jax.model.lares import Lares, ModelConfig, initial_state
+from lares_jax.model.lares import Lares, initial_state
 
 ITEMS = np.arange(20, dtype=np.int32)
 
@@ -146,7 +148,7 @@ def test_bf16_compute_keeps_float32_parameters_and_stays_close():
   np.testing.assert_allclose(run(half)[0, :5].astype(jnp.float32), run(MODEL)[0, :5], atol=0.1)
 
 
-@pytest.mark.parametrize('law', depth.DISTRIBUTIONS)
+@pytest.mark.parametrize('law', typing.get_args(depth.Distribution))
 def test_depths_stay_in_bounds_and_are_a_function_of_the_generator(law):
   config = DepthConfig(4, law)
   draws = depth.draw(config, np.random.default_rng(0), 20_000)
@@ -159,7 +161,10 @@ def test_depths_stay_in_bounds_and_are_a_function_of_the_generator(law):
 
 
 def test_settings_that_cannot_be_are_named():
-  with pytest.raises(InputError, match='combine'):
-    ModelConfig(combine='sum')
-  with pytest.raises(InputError, match='distribution'):
-    DepthConfig(4, 'normal')
+  for key, value in (('model.combine', 'sum'), ('depth.distribution', 'normal'), ('data.rows', 'both')):
+    config = config_lib.defaults()
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises(InputError, match=f"config.{key}='{value}': use one of "):
+      config_lib.typed(config)
+  with pytest.raises(InputError, match=r'depth\.mean=-1'):
+    DepthConfig(-1)

@@ -306,6 +306,10 @@ def test_artifact_is_whole_and_needs_nothing_of_the_package(artifact):
               if isinstance(n, ast.Import | ast.ImportFrom) for a in n.names}
   assert imported <= {'json', 'pathlib', 'sys', 'jax', 'numpy'}
   assert len(source.splitlines()) <= 40
+  item = json.loads((artifact.directory / 'items.json').read_text())[0]
+  out = subprocess.run([sys.executable, 'example.py', item], cwd=artifact.directory, text=True,
+                       capture_output=True, timeout=120)
+  assert out.returncode == 0 and item not in out.stdout.split() and out.stdout, out.stderr[-800:]
 
 
 @pytest.mark.parametrize('table, kind', (('bfloat16', np.uint16), ('int8', np.int8)))

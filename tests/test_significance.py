@@ -46,10 +46,10 @@ def test_one_run_agrees_with_scipys_paired_tests():
 
 @pytest.mark.parametrize('runs', (2, 3, 5))
 def test_chance_of_seeds_is_students(runs):
-  """One side has users and runs all alike, the other runs only: then it is the one-sample t-test."""
+  """Where each run's gain is the same for all users, it is the one-sample t-test of these gains."""
   rng = np.random.default_rng(1)
   mine = np.repeat(0.6 + rng.standard_normal((runs, 1)), 20, axis=1)
-  found = significance.difference(mine, np.zeros((1, 20)), resamples=99)
+  found = significance.difference(mine, np.zeros_like(mine), same_runs=True, resamples=99)
   exact = stats.ttest_1samp(mine[:, 0], 0)
   interval = exact.confidence_interval()
   assert found.p == pytest.approx(exact.pvalue, rel=1e-6)
@@ -65,6 +65,18 @@ def test_a_difference_that_seeds_explain_is_not_claimed(runs):
            for pair in many]
   assert np.mean(np.less(naive, 0.05)) > 0.5, 'the case must be one where users alone mislead'
   assert np.mean(np.less(found, 0.05)) <= 0.11, 'more than 5% and three standard errors of it'
+
+
+@pytest.mark.parametrize('runs', (2, 3, 5))
+def test_an_only_run_is_as_uncertain_as_one_of_the_other_side(runs):
+  """It is then the prediction interval for one more draw of the same spread."""
+  rng = np.random.default_rng(2)
+  other = np.repeat(rng.standard_normal((runs, 1)), 20, axis=1)
+  mine = np.full((1, 20), 1.5)
+  t = (1.5 - other.mean()) / (other[:, 0].std(ddof=1) * np.sqrt(1 + 1 / runs))
+  exact = 2 * stats.t.sf(abs(t), runs - 1)
+  assert significance.difference(mine, other, resamples=99).p == pytest.approx(exact, rel=1e-6)
+  assert significance.difference(other, mine, resamples=99).p == pytest.approx(exact, rel=1e-6)
 
 
 def test_runs_that_share_their_training_are_drawn_together():

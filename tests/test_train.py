@@ -3,7 +3,11 @@
 import dataclasses
 import json
 import os
+import pathlib
+import shutil
 import signal
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -19,6 +23,7 @@ from lares_jax.training import state as state_lib
 from lares_jax.training.log import Log
 
 ALL = 'pretrain,select,posttrain'
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope='module')
@@ -59,6 +64,22 @@ def test_a_run_leaves_what_it_promises(finished):
   assert again.config == finished.config
 
 
+def test_a_run_is_evaluated_from_anywhere(finished, tmp_path):
+  """Also where a relative path to its log leads nowhere."""
+  content = json.loads((finished.workdir / 'config.json').read_text())
+  content['config']['data']['path'] = 'not/there/log.csv'
+  shutil.copytree(finished.workdir, tmp_path / 'run')
+  (tmp_path / 'run' / 'config.json').write_text(json.dumps(content))
+  out = subprocess.run(
+    [sys.executable, '-m', 'lares_jax.evaluate', '--workdir=run', '--depths=1,2', '--draws=2'],
+    cwd=tmp_path, env={**os.environ, 'PYTHONPATH': str(ROOT)}, text=True, capture_output=True,
+    timeout=120)
+  assert out.returncode == 0, out.stderr[-800:]
+  said = json.loads(out.stdout.splitlines()[-1])
+  assert said['metrics']['2'] == pytest.approx(finished.result()['test']['2'])
+  assert said['history'] == 'ranked' and set(said['spread_over_draws']) == {'1', '2'}
+
+
 def test_a_run_whose_data_set_changed_is_refused(finished, tmp_path):
   content = json.loads((finished.workdir / 'config.json').read_text())
   content['data'] = 'another'
@@ -81,7 +102,7 @@ def test_a_phase_starts_from_the_best_of_another_run(finished, store, tmp_path, 
   backbone = dataclasses.replace(config.model.backbone, inner=24)
   model = dataclasses.replace(config.model, backbone=backbone)
   wider = Experiment(dataclasses.replace(experiment.config, model=model), tmp_path)
-  with pytest.raises(InputError, match=f'{phase}.start=.* is another model: backbone.inner'):
+  with pytest.raises(InputError, match=f'{phase}.start=.* is another model: model.backbone.inner'):
     wider.init_params() if phase == 'pretrain' else wider.reference()
   (tmp_path / 'other').mkdir()
   other = make_store(tmp_path / 'other', seed=5).directory

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import itertools
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -18,13 +18,11 @@ _HIDDEN = 0.1  # share of the training rows without times, so that a history wit
 class DataConfig:
   """How histories become rows."""
 
-  rows: str = 'packed'  # several histories a row, every position scored; or prefix: one, its last
+  rows: Literal['packed', 'prefix'] = 'packed'  # all tokens of several histories; or the last of one
   row_length: int = 64
   max_history: int = 50
 
   def __post_init__(self):
-    if self.rows not in ('packed', 'prefix'):
-      raise InputError(f'data.rows={self.rows!r}: use packed or prefix')
     if self.max_history < 2 or self.length < self.max_history:
       raise InputError(f'data.row_length={self.row_length} must hold data.max_history='
                        f'{self.max_history}, and that must be at least 2')
@@ -34,6 +32,12 @@ class DataConfig:
     """L: a row with one prefix has no room for more."""
     return self.row_length if self.rows == 'packed' else self.max_history
 
+  def plan(self, length_S: np.ndarray) -> Plan:
+    """Where histories or windows of these lengths go."""
+    if self.rows == 'packed':
+      return pack(length_S, self.length)
+    return Plan(np.arange(len(length_S)), np.zeros_like(length_S), len(length_S))
+
 
 class Batch(NamedTuple):
   """One training step's input: A places a row, and P pairs of histories with the same target."""
@@ -41,7 +45,7 @@ class Batch(NamedTuple):
   rows: Rows
   place_BxA: Array  # int32: which tokens of a row are scored; None: all of them in turn
   target_BxA: Array  # int32: the item that follows
-  scored_BxA: Array  # bool: the places whose target counts (each target once an epoch)
+  scored_BxA: Array  # bool: the places whose target counts
   partner: Rows | None  # rows of the partners; None, like all below, without pairs
   anchor_P: Array  # places in the flattened rows
   partner_P: Array  # places in the flattened partner rows
@@ -160,8 +164,7 @@ class TrainBatches:
     length_S = self.windows.length_S
     if not length_S.size:
       raise InputError(f'{store.directory}: no training target; a user needs two training items')
-    self._plan = pack(length_S, config.length) if packed else Plan(
-      np.arange(len(length_S)), np.zeros_like(length_S), len(length_S))
+    self._plan = config.plan(length_S)
     self._by_row_S = np.argsort(self._plan.row_S, kind='stable')
     self._row_first = np.searchsorted(self._plan.row_S[self._by_row_S], np.arange(self._plan.rows + 1))
     self._store, self._config, self._seed = store, config, seed
@@ -242,10 +245,7 @@ class TrainBatches:
     """Rows of partners for the targets at `end_P`, the place of each one's last token, which fit."""
     start_P, length_P = self._partners.draw(end_P, generator)
     shape = (self._partner_rows, self._config.length)
-    if self._config.rows == 'prefix':
-      plan = Plan(np.arange(len(end_P)), np.zeros_like(length_P), shape[0])
-    else:
-      plan = pack(length_P, shape[1])
+    plan = self._config.plan(length_P)
     # Rows are kept at random, so that lack of room favours no length.
     row_P = generator.permutation(max(plan.rows, 1))[plan.row_S] if plan.rows > shape[0] else plan.row_S
     fits = row_P < shape[0]
@@ -290,8 +290,7 @@ def eval_batches(items_N, first_M, end_M, target_M, config: DataConfig, batch_ro
     clock: the times that rows are to have.
   """
   length_M = np.minimum(end_M - first_M, config.max_history)
-  one_each = Plan(np.arange(len(length_M)), np.zeros_like(length_M), len(length_M))
-  plan = pack(length_M, config.length) if config.rows == 'packed' else one_each
+  plan = config.plan(length_M)
   order_M = np.argsort(plan.row_S, kind='stable')
   count = np.bincount(plan.row_S, minlength=plan.rows)
   nth_M = np.empty_like(order_M)  # which history of its row each one is

@@ -62,6 +62,9 @@ def sources(inputs: str, format_name: str = 'auto') -> list[Source]:
       name = os.path.basename(path) if chosen in ('recbole', 'amazon2023') else ''
       part = re.search(rf'(?:^|[._-])({"|".join(PARTS)})[._-]', name)
       found.append(Source(path, chosen, first_line, part and part[1]))
+  names = [_unpacked(source.path) for source in found]
+  for name in (name for n, name in enumerate(names) if name in names[:n]):
+    raise InputError(f'{inputs}: {name} would be read twice, compressed or not; name it once')
   formats = {source.format for source in found}
   if len(formats) > 1:
     raise InputError(f'{inputs}: files of several formats ({", ".join(sorted(formats))})')
@@ -72,9 +75,13 @@ def sources(inputs: str, format_name: str = 'auto') -> list[Source]:
   return found
 
 
+def _unpacked(path: str) -> str:
+  return re.sub(r'\.(gz|zst)$', '', path)
+
+
 def _guess(path: str, first_line: str) -> str:
   """The format that a file's name and first line speak for."""
-  stem = re.sub(r'\.(gz|zst)$', '', path.lower())
+  stem = _unpacked(path.lower())
   marks = {
     'parquet': stem.endswith(('.parquet', '.pq')),
     'jsonl': stem.endswith(('.jsonl', '.ndjson')) or first_line.startswith('{'),

@@ -44,7 +44,10 @@ def titles(store: Store, inputs: str, item: str, title: str) -> list[str]:
   found = []
   for source in sources(inputs):
     # A table of titles reads like a log in which the titles are the users.
-    table = scan(source, {'user': title, 'item': item}).select('item', title=pl.col('user'))
+    try:
+      table = scan(source, {'user': title, 'item': item}).select('item', title=pl.col('user'))
+    except InputError as error:
+      raise InputError(str(error).replace('--user', '--title')) from None
     table = table.filter(pl.col('title').fill_null('') != '').join(ids.lazy(), on='item', how='semi')
     with reading(source.path):
       found.append(table.collect(engine='streaming'))

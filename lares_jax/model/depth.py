@@ -1,12 +1,13 @@
 """How deep to think at each training step: a pure function of (seed, step), the same on every host."""
 
 import dataclasses
+from typing import Literal
 
 import numpy as np
 
 from lares_jax.errors import InputError
 
-DISTRIBUTIONS = ('poisson_lognormal', 'poisson', 'poisson_bounded', 'uniform', 'constant')
+Distribution = Literal['poisson_lognormal', 'poisson', 'poisson_bounded', 'uniform', 'constant']
 _SPREAD = 0.5  # s of the log-normal rate
 
 
@@ -15,12 +16,9 @@ class DepthConfig:
   """Mean recurrence r and the law of the training depth; `mean` 0 is the plain backbone."""
 
   mean: int = 4
-  distribution: str = 'poisson_lognormal'
+  distribution: Distribution = 'poisson_lognormal'
 
   def __post_init__(self):
-    if self.distribution not in DISTRIBUTIONS:
-      raise InputError(f'depth.distribution={self.distribution!r}: '
-                       f'use one of {", ".join(DISTRIBUTIONS)}')
     if self.mean < 0:
       raise InputError(f'depth.mean={self.mean}: use 0 (no reasoning) or more')
 

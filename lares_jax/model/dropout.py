@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+MOST_DROPOUT = 0.95  # what a rate may be
+
 
 class Dropout(nn.Module):
   """Inverted dropout; the rate is met to within 1/256, and the scale is exact for the rate met.

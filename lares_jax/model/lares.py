@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import operator
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from lares_jax.data.rows import Rows
 from lares_jax.errors import InputError
 from lares_jax.model.backbone import BackboneConfig, Context, Norm, dense
 from lares_jax.model.bsarec import BsarecLayer
-from lares_jax.model.dropout import Dropout
+from lares_jax.model.dropout import MOST_DROPOUT, Dropout
 from lares_jax.model.fmlp import FmlpLayer
 from lares_jax.model.gru import GruLayer
 from lares_jax.model.hstu import HstuLayer
@@ -31,6 +31,7 @@ from lares_jax.model.transformer import TransformerLayer
 LAYERS = {'transformer': TransformerLayer, 'fmlp': FmlpLayer, 'bsarec': BsarecLayer,
           'hstu': HstuLayer, 'gru': GruLayer}
 NOT_CAUSAL = frozenset({'fmlp', 'bsarec'})
+DEEPEST = 64  # for whoever asks a trained model; steps not asked for cost nothing
 GIVEN = frozenset({'text'})  # parameters that are data: no gradient, nothing for an optimizer
 
 
@@ -44,29 +45,25 @@ class ModelConfig:
   pre_layers: int = 2
   core_layers: int = 2  # 0: no reasoning, the plain backbone
   core_blocks: int = 1  # with weights of their own, taken in turn by the steps; 1: all steps tied
-  refine: str = 'all'  # every token; or last: each as if it alone were refined, beside the H of others
-  reasoner: str = 'lares'  # or erl, prl: ReaRec (model/rearec.py) thinks in place of the core-block
+  # Every token; or last: each as if it alone were refined, beside the H of others.
+  refine: Literal['all', 'last'] = 'all'
+  # The core-block; or ReaRec (model/rearec.py) in its place, trained in one of its two ways.
+  reasoner: Literal['lares', 'erl', 'prl'] = 'lares'
   thoughts: int = 2  # T of ReaRec
-  combine: str = 'add'  # f(Z, H): add, concat or gated
-  initial: str = 'normal'  # Z_0: normal, zero, or normal_zero (noise in training only)
+  combine: Literal['add', 'concat', 'gated'] = 'add'  # f(Z, H)
+  initial: Literal['normal', 'zero', 'normal_zero'] = 'normal'  # Z_0; the last: noise in training only
   initial_std: float = 1.0
   initial_scale: float = 3.0
   embed_dropout: float = 0.5
   pre_dropout: float = 0.5
   core_dropout: float = 0.5
-  core_mask: str = 'step'  # dropout masks of the core-block: anew each step, or shared by all
+  core_mask: Literal['step', 'shared'] = 'step'  # the core-block's dropout masks: new at each step?
   remat: bool = True  # recompute a step in the backward pass instead of keeping its insides
 
   def __post_init__(self):
-    choices = dict(combine=('add', 'concat', 'gated'), initial=('normal', 'zero', 'normal_zero'),
-                   core_mask=('step', 'shared'), refine=('all', 'last'),
-                   reasoner=('lares', 'erl', 'prl'))
-    for key, allowed in choices.items():
-      if getattr(self, key) not in allowed:
-        raise InputError(f'model.{key}={getattr(self, key)!r}: use one of {", ".join(allowed)}')
     if self.backbone.name not in LAYERS:
       raise InputError(f'model.backbone.name={self.backbone.name!r}: use one of {", ".join(LAYERS)}')
-    if self.backbone.width % self.backbone.heads:
+    if self.backbone.heads < 1 or self.backbone.width % self.backbone.heads:
       raise InputError(f'model.backbone.width={self.backbone.width} is not a multiple of '
                        f'heads={self.backbone.heads}')
     if self.backbone.times and self.backbone.name != 'hstu':
@@ -76,8 +73,8 @@ class ModelConfig:
       raise InputError('model.refine=last and model.reasoner=erl or prl: only '
                        'backbone.name=transformer without fusion can do this')
     rates = (self.embed_dropout, self.pre_dropout, self.core_dropout)
-    if max(rates) > 0.95:
-      raise InputError(f'model dropout {max(rates)}: use at most 0.95')
+    if max(rates) > MOST_DROPOUT:
+      raise InputError(f'model dropout {max(rates)}: use at most {MOST_DROPOUT}')
     if self.core_blocks < 1:
       raise InputError(f'model.core_blocks={self.core_blocks}: use 1 (tied weights) or more')
 
@@ -85,6 +82,13 @@ class ModelConfig:
   def causal(self) -> bool:
     """Whether no token sees a later one; if not, a row must hold one history and score its last."""
     return self.backbone.name not in NOT_CAUSAL and self.fusion.name == 'none'
+
+  @property
+  def deepest(self) -> int:
+    """The most steps that a trained model can be asked for."""
+    if self.reasoner != 'lares':
+      return self.thoughts
+    return DEEPEST if self.core_layers else 0
 
   @property
   def recurrent(self) -> bool:

@@ -6,13 +6,14 @@ last position means anything.
 """
 
 import dataclasses
+from typing import Literal
 
 import jax
 from flax import linen as nn
 
 from lares_jax.errors import InputError
 from lares_jax.model.backbone import BackboneConfig, dense
-from lares_jax.model.dropout import Dropout
+from lares_jax.model.dropout import MOST_DROPOUT, Dropout
 from lares_jax.model.fourier import irfft, learned, rfft, times
 
 
@@ -20,15 +21,15 @@ from lares_jax.model.fourier import irfft, learned, rfft, times
 class FusionConfig:
   """What else goes into the input besides ids."""
 
-  name: str = 'none'  # or tedrec
+  name: Literal['none', 'tedrec'] = 'none'
   text_width: int = 768  # W, of the text embeddings
   experts: int = 8
   dropout: float = 0.2  # of the text embeddings
   noise: bool = True  # trainable noise of the experts' gate, in training
 
   def __post_init__(self):
-    if self.name not in ('none', 'tedrec'):
-      raise InputError(f'model.fusion.name={self.name!r}: use none or tedrec')
+    if self.dropout > MOST_DROPOUT:
+      raise InputError(f'text dropout {self.dropout}: use at most {MOST_DROPOUT}')
 
 
 class Expert(nn.Module):

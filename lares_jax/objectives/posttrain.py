@@ -1,7 +1,7 @@
 """Phase two: group-relative reinforcement of rollouts that rank the target well (method.md 6)."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,22 +22,17 @@ class PosttrainConfig:
   """Rollouts, their reward, and how tightly the reference holds the policy."""
 
   rollouts: int = 4  # G
-  reward: str = 'recall'  # or ndcg
+  reward: Literal['recall', 'ndcg'] = 'recall'
   k: int = 10
   beta: float = 1.0
-  reference_noise: str = 'shared'  # the rollout's own Z_0; or independent, as published
-  depths: str = 'rollout'  # each rollout its own depth; or group: one depth for all of a step
-  advantage: str = 'group'  # against the group; positive: that, nothing below 0; reward: as it is
+  reference_noise: Literal['shared', 'independent'] = 'shared'  # the rollout's Z_0; or as published
+  depths: Literal['rollout', 'group'] = 'rollout'  # one each; or one for all rollouts of a step
+  # Against the group; positive: that, nothing below 0; reward: as it is.
+  advantage: Literal['group', 'positive', 'reward'] = 'group'
 
   def __post_init__(self):
-    choices = dict(reward=('recall', 'ndcg'), reference_noise=('shared', 'independent'),
-                   depths=('rollout', 'group'),
-                   advantage=('group', 'positive', 'reward'))
-    for key, allowed in choices.items():
-      if getattr(self, key) not in allowed:
-        raise InputError(f'posttrain.{key}={getattr(self, key)!r}: use {" or ".join(allowed)}')
     if self.rollouts < 2:
-      raise InputError(f'posttrain.rollouts={self.rollouts}: a group needs at least 2')
+      raise InputError(f'posttrain.loss.rollouts={self.rollouts}: a group needs at least 2')
 
 
 class Draw(NamedTuple):

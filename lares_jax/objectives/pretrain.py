@@ -1,7 +1,7 @@
 """Phase one: cross-entropy, trajectory-level and step-level alignment (method.md section 4)."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,20 +24,20 @@ class PretrainConfig:
 
   alpha: float = 0.1
   gamma: float = 0.5
-  gamma_view: str = 'step'  # what gamma aligns with: a step; or dropout: another forward of the row
+  gamma_view: Literal['step', 'dropout'] = 'step'  # what gamma aligns with; or another forward
   early: float = 0.0  # weight of a cross-entropy at a step drawn from all, besides the last step's
-  similarity: str = 'dot'  # of the alignment terms: dot or cos
+  similarity: Literal['dot', 'cos'] = 'dot'  # of the alignment terms
   tau: float = 1.0
   mask_same_target: bool = False  # leave out false negatives: other histories with the same target
-  views: str = 'shared'  # the cross-entropy's forward is the first view; or separate, as published
+  views: Literal['shared', 'separate'] = 'shared'  # whether the cross-entropy's forward is the first
 
   def __post_init__(self):
-    if self.similarity not in ('dot', 'cos'):
-      raise InputError(f'pretrain.similarity={self.similarity!r}: use dot or cos')
-    if self.views not in ('shared', 'separate'):
-      raise InputError(f'pretrain.views={self.views!r}: use shared or separate')
-    if self.gamma_view not in ('step', 'dropout'):
-      raise InputError(f'pretrain.gamma_view={self.gamma_view!r}: use step or dropout')
+    if self.tau <= 0:
+      raise InputError(f'pretrain.loss.tau={self.tau}: use a number above 0')
+
+  def aligns(self, mean_depth: int) -> bool:
+    """Whether a batch needs partners. At depth 0 there is nothing to align but dropouts."""
+    return bool(mean_depth or self.gamma_view == 'dropout') and max(self.alpha, self.gamma) > 0
 
 
 class Draw(NamedTuple):
@@ -74,12 +74,6 @@ class Pretrain:
   catalogue: Catalogue
   depth: DepthConfig
   config: PretrainConfig
-
-  @property
-  def aligns(self) -> bool:
-    """Whether a batch needs partners."""
-    c = self.config
-    return bool(self.depth.mean or c.gamma_view == 'dropout') and (c.alpha > 0 or c.gamma > 0)
 
   def draw(self, generator: np.random.Generator) -> Draw:
     steps = depth.draw(self.depth, generator)
@@ -119,7 +113,7 @@ class Pretrain:
     if self.config.early > 0 and out.picked_BxLxD is not None:
       metrics['early'] = cross_entropy(out.picked_BxLxD, jax.random.fold_in(keys[0], 2))
       loss += self.config.early * metrics['early']
-    if batch.partner is None or not self.aligns:
+    if batch.partner is None:
       return loss, metrics
 
     dropout, again = self.config.gamma_view == 'dropout' and self.config.gamma > 0, out

@@ -32,11 +32,6 @@ class Rearec:
   catalogue: Catalogue
   config: RearecConfig
 
-  @property
-  def aligns(self) -> bool:
-    """Whether a batch needs pairs, of which the first tokens alone are used."""
-    return self.model.config.reasoner == 'prl' and self.config.contrast > 0
-
   def draw(self, generator: np.random.Generator) -> tuple[()]:
     del generator
     return ()
@@ -74,7 +69,7 @@ class Rearec:
     entropy_T = entropy(thought_TxMxD / heat_T[:, None, None])
     metrics = {'cross_entropy': entropy_T[-1], 'early': entropy_T[:-1].mean(), 'targets': targets}
     loss = entropy_T[-1] + c.early * metrics['early']
-    if self.aligns:
+    if batch.paired_P is not None:  # of the pairs, the first tokens alone
       noise_TxBxLxD = c.noise * jax.random.normal(keys[2], state_TxBxLxD[1:].shape)
       noisy_TxBxLxD = think(noise_TxBxLxD, keys[3])
       at = lambda x_BxLxD: comparable(

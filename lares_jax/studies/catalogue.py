@@ -9,7 +9,7 @@ import numpy as np
 
 from lares_jax import report
 from lares_jax.catalogue import Catalogue
-from lares_jax.scoring import CatalogueConfig
+from lares_jax.scoring import CatalogueConfig, Kernel
 from lares_jax.studies import timing
 
 # M, V, D; small enough for a laptop first, the sizes that the kernels are for last.
@@ -21,7 +21,7 @@ def run(config: CatalogueConfig, rounds: int) -> list[dict]:
   """Times forward and backward, plain and kernel in turns, and prints them beside the ceilings."""
   accelerated = jax.default_backend() != 'cpu'
   dtype = 'bfloat16' if accelerated else config.dtype
-  kernels = ('plain', 'pallas') if accelerated else ('plain',)
+  kernels: tuple[Kernel, ...] = ('plain', 'pallas') if accelerated else ('plain',)
   ceilings = _ceilings(dtype)
   print('ceilings: ' + ', '.join(f'{k} {v:.3g}/s' for k, v in ceilings.items()))
   rows = []
@@ -37,7 +37,7 @@ def run(config: CatalogueConfig, rounds: int) -> list[dict]:
       scores = queries * items / median
       # A product forward and two backward, 2 D operations a score each, and one exponential; where
       # no scores are kept, backward makes the first product and the exponential again.
-      again = kernel == 'pallas' or not config.kept(items)
+      again = not dataclasses.replace(config, kernel=kernel).kept(items)
       bound = min(ceilings['operations'] / ((8 if again else 6) * width),
                   ceilings['exponentials'] / (2 if again else 1))
       rows.append({

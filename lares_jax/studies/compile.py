@@ -31,6 +31,7 @@ from lares_jax import config as config_lib
 from lares_jax.data.store import Store
 from lares_jax.errors import InputError
 from lares_jax.experiment import Experiment
+from lares_jax.negatives import Popularity
 from lares_jax.studies import flops, hlo
 from lares_jax.training import sharding
 from lares_jax.training.checkpoint import abstract
@@ -56,7 +57,8 @@ def main(argv: list[str]) -> int:
   print(f'{_TOPOLOGY.value} x {_SLICES.value}: {len(devices)} chips, mesh data {shape["data"]} x '
         f'catalogue {shape["catalogue"]}; {experiment.catalogue.items:,} items in '
         f'{experiment.catalogue.rows:,} rows')
-  fits = [report(name, build, experiment, kind) for name, build in programs(experiment).items()]
+  fits = [report(name, build, depth, experiment, kind)
+          for name, (build, depth) in programs(experiment).items()]
   print(f'everything fits into {MEMORY[kind]} GiB a chip' if all(fits) else
         f'does not fit into {MEMORY[kind]} GiB a chip: take more chips, a longer axis `catalogue` or '
         'fewer rows a step')
@@ -100,6 +102,10 @@ class Unbuilt(Experiment):
     return sharding.build(self.config.mesh, list(self.devices))
 
   @functools.cached_property
+  def popularity(self) -> Popularity:
+    return Popularity.of(np.broadcast_to(1, self.store.num_items))
+
+  @functools.cached_property
   def store(self) -> Store:
     """Enough users of `max_history` items each for a batch, over a catalogue of the wanted size."""
     c = self.config
@@ -108,18 +114,19 @@ class Unbuilt(Experiment):
     rows = max(c.pretrain.train.batch_rows, c.posttrain.train.batch_rows, c.evaluate.batch_rows)
     offsets = np.arange(rows * (c.data.length // length) + 1) * (length + 3)
     items_N = np.zeros(offsets[-1], np.int32)
-    return Store('', items_N, None, offsets, offsets[1:] - 2, offsets[1:] - 1,
+    times_N = np.zeros(len(items_N), np.int64) if c.model.backbone.times else None
+    return Store('', items_N, times_N, offsets, offsets[1:] - 2, offsets[1:] - 1,
                  {'counts': {'items': items, 'users': len(offsets) - 1,
                              'interactions': len(items_N)}, 'fingerprint': '', 'sources': []})
 
 
 def programs(experiment: Unbuilt) -> dict[str, Any]:
-  """By name: a function of an experiment to a traced program, ready to be lowered."""
-  out = {'phase one, a step': lambda e: step(e, e.pretraining())}
-  if experiment.config.depth.mean and 'posttrain' in experiment.config.phase_list:
-    out['phase two, a step'] = lambda e: step(e, e.posttraining(e.abstract_params, None))
-  out['evaluation, a batch'] = evaluation
-  return out
+  """By name: a function of an experiment to a traced program, and how deep the program goes."""
+  depth = experiment.config.depth
+  out = {'phase one, a step': (lambda e: step(e, e.pretraining()), depth.cap)}
+  if depth.mean and experiment.config.model.reasoner == 'lares':
+    out['phase two, a step'] = lambda e: step(e, e.posttraining(e.abstract_params, None)), depth.cap
+  return {**out, 'evaluation, a batch': (evaluation, depth.mean)}
 
 
 def step(experiment: Unbuilt, phase: Phase):
@@ -150,7 +157,7 @@ def abstract_batch(batch, mesh: Mesh):
   return jax.tree.map(one, batch)
 
 
-def report(name: str, build, experiment: Unbuilt, kind: str) -> bool:
+def report(name: str, build, deepest: int, experiment: Unbuilt, kind: str) -> bool:
   """Compiles one program and prints what a chip holds, sends and computes; whether it fits."""
   start = time.time()
   print(f'\n{name}')
@@ -178,8 +185,7 @@ def report(name: str, build, experiment: Unbuilt, kind: str) -> bool:
   r = experiment.config.depth.mean
   print(f'  {flops.of(experiment, build, r):>14,.0f} FLOPs a chip in matrix products at depth {r}')
   if kind in CLOCK:
-    cap = experiment.config.depth.cap
-    print(f'  {hlo.cycles(text) / CLOCK[kind] * 1e3:>14,.1f} ms by XLA\'s estimate at depth {cap}, '
+    print(f'  {hlo.cycles(text) / CLOCK[kind] * 1e3:>14,.1f} ms by XLA\'s estimate at depth {deepest}, '
           'collectives and kernels not included')
   print(f'  compiled in {time.time() - start:.0f} s')
   return fits

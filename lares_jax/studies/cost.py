@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from lares_jax.adaptive import TOP, begin
+from lares_jax.adaptive import TOP
 from lares_jax.data.batches import EvalBatch
 from lares_jax.data.rows import Rows, blank
 from lares_jax.experiment import Experiment
@@ -20,7 +20,7 @@ from lares_jax.model.depth import DepthConfig
 from lares_jax.model.lares import Lares, Step, at_places
 from lares_jax.studies import flops, timing
 from lares_jax.training import sharding
-from lares_jax.training.evaluation import user_vectors
+from lares_jax.training.evaluation import begin, user_vectors
 
 MEDIAN_TURNS = 5  # at most, where only the median counts and a call is long
 
@@ -49,7 +49,8 @@ def flops_per_user(experiment: Experiment, depth: int) -> float:
   """Of matrix products, to read one history of `max_history` items and score the whole catalogue."""
   e, rows = experiment, _one_history(experiment)
   place_1x1 = np.full((1, 1), rows.item_BxL.shape[1] - 1)
-  encode = lambda params: user_vectors(e.model, params, rows, place_1x1, jax.random.key(0), (depth,))
+  encode = lambda params: user_vectors(
+    e.model, params, rows, place_1x1, begin(e.model, params, rows, 0), (depth,))
   encoding = flops.count(jax.jit(encode).trace(e.abstract_params).jaxpr.jaxpr, 1.0)
   return encoding + catalogue_flops(e)
 

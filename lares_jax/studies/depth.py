@@ -16,7 +16,7 @@ from absl import flags
 
 from lares_jax.errors import InputError
 from lares_jax.experiment import Experiment
-from lares_jax.recommender import MAX_DEPTH
+from lares_jax.model.lares import DEEPEST
 from lares_jax.studies import scaling
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'A trained run.')
@@ -48,6 +48,6 @@ def _numbers(name: str, given: Sequence[str]) -> list[int]:
     numbers = sorted({int(x) for x in given})
   except ValueError:
     numbers = []
-  if not numbers or numbers[0] < 1 or numbers[-1] > MAX_DEPTH:
-    raise InputError(f'--{name}={",".join(given)}: whole numbers from 1 to {MAX_DEPTH}, such as 1,2,4')
+  if not numbers or numbers[0] < 1 or numbers[-1] > DEEPEST:
+    raise InputError(f'--{name}={",".join(given)}: whole numbers from 1 to {DEEPEST}, such as 1,2,4')
   return numbers

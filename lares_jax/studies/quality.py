@@ -9,16 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from lares_jax import metrics
-from lares_jax.adaptive import CRITERIA, Rule, begin, changes, one_step
+from lares_jax import metrics, report
+from lares_jax.adaptive import CRITERIA, Rule, changes, one_step
 from lares_jax.data.batches import EvalBatch
 from lares_jax.experiment import Experiment
 from lares_jax.model.lares import at_places
 from lares_jax.studies.cost import PerUser, catalogue_flops
 from lares_jax.training import sharding
-from lares_jax.training.evaluation import Evaluator, user_vectors
+from lares_jax.training.evaluation import Evaluator, begin, user_vectors
 
-SHOWN = ('recall@10', 'ndcg@10', 'mrr')
 KEPT = 0.995  # of the best depth's NDCG@10 on validation; the margin is for test to keep 99%
 _LEVELS = np.linspace(0.05, 0.95, 10)  # quantiles of a step's changes that serve as thresholds
 
@@ -142,7 +141,7 @@ def adaptive_lines(experiment: Experiment, measured: Mapping[str, Measured], mos
       valid_M = stops(valid, rule)
       found.append((rule, {
         'criterion': criterion, 'threshold': rule.threshold, 'mean_steps': float(step_M.mean()),
-        **{name: values[name] for name in SHOWN}, 'mflops_per_user': of_steps(step_M.mean()),
+        **{name: values[name] for name in report.SHORT}, 'mflops_per_user': of_steps(step_M.mean()),
         'valid_mean_steps': float(valid_M.mean()), 'valid_ndcg@10': ndcg(valid, valid_M),
         'valid_mflops_per_user': of_steps(valid_M.mean())}))
   good = [(rule, line) for rule, line in found if line['valid_ndcg@10'] >= wanted]
@@ -163,7 +162,7 @@ def width_lines(experiment: Experiment, params, depths: Sequence[int], widths: S
   for n, width in enumerate(widths):
     for d, depth in enumerate(depths):
       values = metrics.summary(rank_XxM[n * len(depths) + d])
-      lines.append({'draws': width, 'depth': depth, **{name: values[name] for name in SHOWN},
+      lines.append({'draws': width, 'depth': depth, **{name: values[name] for name in report.SHORT},
                     'mflops_per_user': start + width * (cost.at(depth)['mflops_per_user'] - start)})
   return lines
 
@@ -174,8 +173,8 @@ def _of_draws(evaluator: Evaluator, depths, widths, params, batch: EvalBatch):
   e = evaluator
 
   def more(total, draw):
-    key = jax.random.fold_in(jax.random.key(e.config.noise_seed), draw)
-    vector_TxBxAxD = user_vectors(e.model, params, batch.rows, batch.place_BxA, key, depths)
+    start = begin(e.model, params, batch.rows, e.config.noise_seed, draw)
+    vector_TxBxAxD = user_vectors(e.model, params, batch.rows, batch.place_BxA, start, depths)
     total = total + vector_TxBxAxD.reshape(total.shape)
     return total, total
 

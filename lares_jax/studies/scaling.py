@@ -60,7 +60,7 @@ def served(recommender: Recommender, experiment: Experiment, fixed: Sequence[Map
   user_M, end_M = (x[cost.full_batch(experiment)] for x in experiment.store.targets('test'))
   histories = experiment.store.raw_histories(user_M, end_M)
   lines = [{'criterion': 'fixed', 'threshold': None, 'mean_steps': line['depth'], 'chosen': False,
-            **{name: line[name] for name in quality.SHOWN}} for line in fixed
+            **{name: line[name] for name in report.SHORT}} for line in fixed
            if line['split'] == 'test' and line['depth'] != 'oracle'] + rules
   depth_of = lambda line: line['mean_steps'] if line['threshold'] is None else Rule(
     line['criterion'], line['threshold'], most)

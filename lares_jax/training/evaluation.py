@@ -12,6 +12,7 @@ import tqdm
 
 from lares_jax.catalogue import Catalogue
 from lares_jax.data.batches import Clock, DataConfig, EvalBatch, eval_batches
+from lares_jax.data.rows import Rows
 from lares_jax.data.store import Store
 from lares_jax.errors import InputError
 from lares_jax.model.lares import Lares, at_places, initial_state
@@ -83,8 +84,8 @@ class Evaluator:
   @functools.partial(jax.jit, static_argnums=(0, 4))
   def batch_ranks(self, params, batch: EvalBatch, draw, depths):
     """Ranks [depth, B, A] of one batch's targets."""
-    key = jax.random.fold_in(jax.random.key(self.config.noise_seed), draw)
-    states = user_vectors(self.model, params, batch.rows, batch.place_BxA, key, depths)
+    start = begin(self.model, params, batch.rows, self.config.noise_seed, draw)
+    states = user_vectors(self.model, params, batch.rows, batch.place_BxA, start, depths)
     count, shape = len(depths), batch.target_BxA.shape
     flat = lambda x_BxA: x_BxA.reshape(-1, *x_BxA.shape[2:])
     wide = lambda x_BxA: jnp.broadcast_to(flat(x_BxA), (count, *flat(x_BxA).shape))
@@ -94,18 +95,25 @@ class Evaluator:
     return sharding.everywhere(rank_TxM.reshape(count, *shape), self.mesh)
 
 
-def user_vectors(model: Lares, params, rows, place_BxA, key, depths: tuple[int, ...]):
+@functools.partial(jax.jit, static_argnums=0)
+def begin(model: Lares, params, rows: Rows, noise_seed, draw=0) -> tuple[jax.Array, jax.Array]:
+  """H and Z_0 [B, L, D] of a draw of the initial noise."""
+  h_BxLxD: Any = model.apply({'params': params}, rows, method='prelude')
+  key = jax.random.fold_in(jax.random.key(noise_seed), draw)
+  return h_BxLxD, initial_state(model.config, rows, key, train=False).astype(h_BxLxD.dtype)
+
+
+def user_vectors(model: Lares, params, rows: Rows, place_BxA, start, depths: tuple[int, ...]):
   """User vectors [depth, B, A, D] (float32) at the given places, at each of the static depths.
 
-  Depth 0, or a model without core-block, gives H.
+  `start` comes from `begin`. Depth 0, or a model without core-block, gives H.
   """
-  apply: Any = functools.partial(model.apply, {'params': params})
-  h_BxLxD = apply(rows, method='prelude')
+  h_BxLxD, z_BxLxD = start
   plain_BxAxD = at_places(h_BxLxD, place_BxA).astype(jnp.float32)
   deepest = max(depths) if model.config.core_layers else 0
   if not deepest:
     return jnp.stack([plain_BxAxD] * len(depths))
-  z_BxLxD = initial_state(model.config, rows, key, train=False)
-  out = apply(h_BxLxD, rows, z_BxLxD, deepest, deepest, place_BxA=place_BxA, method='reason')
+  out: Any = model.apply({'params': params}, h_BxLxD, rows, z_BxLxD, deepest, deepest,
+                         place_BxA=place_BxA, method='reason')
   states = out.states_TxBxAxD.astype(jnp.float32)
   return jnp.stack([states[d - 1] if d else plain_BxAxD for d in depths])

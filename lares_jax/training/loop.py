@@ -1,6 +1,7 @@
 """The training loop of both phases: evaluate, save, next batch, step; always in that order."""
 
 import dataclasses
+import functools
 import pathlib
 import signal
 import types
@@ -10,10 +11,11 @@ from typing import Any
 import grain
 import jax
 import numpy as np
+import optax
 
 from lares_jax.data.batches import TrainBatches
 from lares_jax.errors import InputError, Interrupted
-from lares_jax.training import processes, sharding
+from lares_jax.training import optimizer, processes, sharding
 from lares_jax.training import state as state_lib
 from lares_jax.training.checkpoint import Checkpoints, abstract
 from lares_jax.training.log import Log
@@ -24,9 +26,8 @@ class Phase:
   """What differs between the phases."""
 
   name: str
-  objective: Any  # objectives.Pretrain or Posttrain
+  objective: Any  # of objectives/
   batches: TrainBatches
-  optimizer: Any
   train: Any  # config.TrainConfig
   seed: int
   validate: Callable[[Any], dict[str, float]]  # parameters -> metrics, ndcg@10 among them
@@ -36,6 +37,10 @@ class Phase:
   @property
   def steps(self) -> int:
     return max(int(self.train.epochs * self.batches.steps_per_epoch), 1)
+
+  @functools.cached_property
+  def optimizer(self) -> optax.GradientTransformation:
+    return optimizer.build(self.train.optimizer, self.steps, self.batches.steps_per_epoch)
 
   @property
   def eval_every(self) -> int:

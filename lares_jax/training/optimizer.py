@@ -1,6 +1,7 @@
 """The optimizer of a phase, from its config."""
 
 import dataclasses
+from typing import Literal
 
 import jax
 import optax
@@ -16,7 +17,7 @@ class OptimizerConfig:
   """
 
   learning_rate: float = 1e-3
-  schedule: str = 'constant'  # after the warm-up: constant, or cosine to 0 at the last step
+  schedule: Literal['constant', 'cosine'] = 'constant'  # after the warm-up; cosine: to 0 at the end
   warmup_steps: int = 0
   warmup_epochs: float = 0.0
   warmup_percent: float = 0.0
@@ -26,8 +27,6 @@ class OptimizerConfig:
   clip_norm: float = 0.0  # of the whole gradient; 0: no clipping
 
   def __post_init__(self):
-    if self.schedule not in ('constant', 'cosine'):
-      raise InputError(f'optimizer.schedule={self.schedule!r}: use constant or cosine')
     given = [n for n in ('steps', 'epochs', 'percent') if getattr(self, f'warmup_{n}')]
     if len(given) > 1:
       raise InputError(f'optimizer: give one of {", ".join(f"warmup_{n}" for n in given)}, not both')
