@@ -15,9 +15,9 @@ data/NAME unless --config.data.path says otherwise. What to expect of test Recal
     SASRec in the paper                 .0536 / .0277   .0385 / .0194   .0926 / .0446
 
 Where this departs from the paper: several histories share a row of 64 tokens, so a step of 16 rows
-holds about as many targets as the paper's 1,024 rows, and its pairs are drawn from them; the
-reference of phase two shares the noise of the rollouts (posttrain.loss.reference_noise=independent is
-as published).
+holds about as many targets as the paper's 1,024 rows; its pairs are one for each history in those
+rows, so that the alignment terms see some 200 negatives and not 1,023; the reference of phase two
+shares the noise of the rollouts (posttrain.loss.reference_noise=independent is as published).
 """
 
 from lares_jax import config as config_lib
@@ -34,7 +34,4 @@ def get_config(name: str = ''):
   config.data.prepare.format = 'amazon2023'
   config.data.max_history = config.model.positions = 20
   config.pretrain.train.batch_rows = 16
-  config.pretrain.train.pairs = 1024
-  config.posttrain.train.batch_rows = 8
-  config.posttrain.train.optimizer.learning_rate = 5e-4
   return config

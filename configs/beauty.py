@@ -10,11 +10,8 @@ from configs import lares
 
 
 def get_config(variant: str = ''):
-  config = lares.get_config()
+  config = lares.get_config(variant)
+  config.data.path = 'data/beauty.txt'
   config.data.prepare.format = 's3rec'
   config.pretrain.train.epochs = 100
-  if variant == 'plain':
-    config = lares.plain(config)
-  elif variant:
-    raise ValueError(f'beauty.py:{variant}: use beauty.py or beauty.py:plain')
   return config

@@ -45,7 +45,6 @@ ABLATIONS = {
   'no_trajectory_alignment': {**BOTH, 'pretrain.loss.alpha': 0.0},
   'no_step_alignment': {**BOTH, 'pretrain.loss.gamma': 0.0},
   'no_alignment': {'pretrain.loss.alpha': 0.0, 'pretrain.loss.gamma': 0.0},
-  'no_early_steps': {'pretrain.loss.early': 0.0},
   'no_pre_block': {'model.pre_layers': 0},
   **{f'combine_{name}': {'model.combine': name} for name in ('add', 'concat', 'gated')},
   **{f'initial_{name}': {'model.initial': name} for name in ('normal', 'zero', 'normal_zero')},
@@ -58,6 +57,9 @@ ABLATIONS = {
   'untied_equal_parameters': {'model.core_blocks': 2, 'model.core_layers': 1, **CONSTANT,
                               'depth.mean': 2, 'evaluate.depths': (2,)},
 }
+# Ablations of another row than the recipe, where that row is in the table.
+AGAINST = {'no_trajectory_alignment': 'both_alignments', 'no_step_alignment': 'both_alignments',
+           'untied_equal_compute': 'depth_constant', 'untied_equal_parameters': 'depth_constant'}
 
 
 def get_config(variant: str = ''):
@@ -70,6 +72,8 @@ def depth(recipe):
   """Does depth pay? The recipe's phase one beside depth 0: the same, its parameters, its compute."""
   config = table(recipe, ablations=False)
   runs = {name: row for name, row in config.runs.items() if name.startswith('sasrec')}
+  for name in ('sasrec_equal_parameters', 'sasrec_equal_compute'):
+    runs[name].seeds = (0,)  # long ones
   config.runs = ml_collections.ConfigDict(
     {**runs, 'lares': {'config': recipe('')}}, sort_keys=False)
   return config
@@ -88,7 +92,9 @@ def table(recipe, ablations: bool, more=()):
     for name, changes in ABLATIONS.items():
       config = _changed(recipe(''), changes)
       if config != recipe(''):  # else it is the row lares_phase_one itself
-        runs[name] = {'config': config, 'against': 'lares_phase_one', 'seeds': (0,)}
+        against = AGAINST.get(name, '')
+        runs[name] = {'config': config, 'seeds': (0,),
+                      'against': against if against in runs else 'lares_phase_one'}
   config = ml_collections.ConfigDict(
     {'reference': 'sasrec', 'seeds': (0, 1, 2), 'data_path': '', 'resamples': 1999})
   config.runs = ml_collections.ConfigDict(runs, sort_keys=False)  # the order of the table

@@ -20,7 +20,7 @@ TEXT = {'tedrec': {'model.fusion.name': 'tedrec', 'model.fusion.text_width': 128
 def get_config(variant: str = ''):
   if variant not in ('', 'main', 'depth', 'text'):
     raise ValueError(f'{variant}: use no variant, main, depth or text')
-  recipe = lambda kind: lares.plain(lares.get_config()) if kind == 'plain' else lares.get_config()
+  recipe = lares.get_config
   if variant == 'depth':
     return compare_beauty.depth(recipe)
   more = {**TIMES, **TEXT} if variant == 'text' else TIMES

@@ -32,7 +32,8 @@ def _rows(kind: str, batch: int):
   config.update_from_flattened_dict({
     'data.rows': kind, 'data.max_history': 10, 'model.positions': 10, 'depth.mean': 2,
     'evaluate.depths': (2, 4), 'pretrain.train.batch_rows': batch, 'pretrain.train.epochs': 50,
-    'pretrain.train.eval_every_epochs': 2.0, 'pretrain.train.patience': 3})
+    'pretrain.train.eval_every_epochs': 2.0, 'pretrain.train.patience': 3, 'pretrain.train.ema': 0.0,
+    **{f'model.{part}_dropout': 0.35 for part in ('embed', 'pre', 'core')}})
   return config
 
 

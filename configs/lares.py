@@ -3,21 +3,25 @@
 from lares_jax import config as config_lib
 
 
-def get_config():
+def get_config(variant: str = ''):
   """Defaults of `lares_jax/config.py`, and what the searches of this project changed in them."""
+  if variant not in ('', 'plain'):
+    raise ValueError(f'{variant}: use no variant, or plain')
   config = config_lib.defaults()
   config.phases = 'pretrain'
-  config.model.embed_dropout = 0.35
-  config.model.pre_dropout = 0.35
-  config.model.core_dropout = 0.35
+  config.model.embed_dropout = config.model.pre_dropout = 0.5
+  config.model.core_dropout = 0.2  # its steps add up
   config.pretrain.loss.alpha = 0.0
   config.pretrain.loss.gamma = 0.0
-  return config
+  config.pretrain.train.batch_rows = 16  # about 1,000 targets, as published
+  config.pretrain.train.ema = 0.999
+  config.pretrain.train.eval_every_epochs = 2.0
+  config.pretrain.train.patience = 5
+  return _plain(config) if variant else config
 
 
-def plain(config):
+def _plain(config):
   """The same backbone without reasoning, trained as carefully: transformer at depth 0 is SASRec."""
   config.depth.mean = 0
-  config.model.core_layers = 0
-  config.model.embed_dropout = config.model.pre_dropout = 0.5
+  config.model.embed_dropout = config.model.pre_dropout = 0.35
   return config
