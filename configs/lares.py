@@ -17,6 +17,10 @@ def get_config(variant: str = ''):
   config.pretrain.train.ema = 0.999
   config.pretrain.train.eval_every_epochs = 2.0
   config.pretrain.train.patience = 5
+  # Of all that was tried in phase two, what harms least; nothing has helped (searches.md).
+  config.posttrain.loss.reward = 'ndcg'
+  config.posttrain.train.batch_rows = 16
+  config.posttrain.train.optimizer.learning_rate = 1e-5
   return _plain(config) if variant else config
 
 
