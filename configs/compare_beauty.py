@@ -68,12 +68,12 @@ def get_config(variant: str = ''):
   return depth(beauty.get_config) if variant == 'depth' else table(beauty.get_config, not variant)
 
 
-def depth(recipe):
+def depth(recipe, seeds_of_long=(0,)):
   """Does depth pay? The recipe's phase one beside depth 0: the same, its parameters, its compute."""
   config = table(recipe, ablations=False)
   runs = {name: row for name, row in config.runs.items() if name.startswith('sasrec')}
   for name in ('sasrec_equal_parameters', 'sasrec_equal_compute'):
-    runs[name].seeds = (0,)  # long ones
+    runs[name].seeds = seeds_of_long
   config.runs = ml_collections.ConfigDict(
     {**runs, 'lares': {'config': recipe('')}}, sort_keys=False)
   return config

@@ -78,9 +78,6 @@ def main(argv: list[str]) -> None:
   unknown = [w for w in _WHAT.value if w not in makers]
   if unknown:
     raise InputError(f'--what={unknown[0]}: use some of {", ".join(makers)}')
-  if config.depth.mean and _DEPTH.value > config.depth.cap:
-    raise InputError(f'--depth={_DEPTH.value}: a step of training goes from 1 to {config.depth.cap}; '
-                     'raise depth.mean for more')
   variants = [makers[w](config) for w in _WHAT.value]
   seconds = timing.in_turns(dict(enumerate(variants)), _ROUNDS.value)
   figures = [_figures(v, seconds[n]) for n, v in enumerate(variants)]
@@ -107,6 +104,10 @@ def _figures(variant: Variant, seconds: list[float]) -> dict[str, Any]:
 
 def _training(name: str, unit: str, experiment: Experiment, phase: loop.Phase, draw) -> Variant:
   """A variant that takes real steps of a phase, one compiled program for all of them."""
+  depth = experiment.config.depth
+  if depth.mean and _DEPTH.value > depth.cap:
+    raise InputError(f'--depth={_DEPTH.value}: a step of training goes from 1 to {depth.cap}; raise '
+                     'depth.mean for more')
   put = lambda step: sharding.put_batch(phase.batches.batch(step), experiment.mesh)
   step = timing.Training(phase, experiment.init_params(), map(put, itertools.count()), draw)
   once = lambda: int(jax.device_get(step()['targets']))

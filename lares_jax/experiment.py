@@ -93,7 +93,7 @@ class Experiment:
     config = config_lib.typed(content['config'])
     mesh = MeshConfig(catalogue=math.gcd(config.mesh.catalogue, jax.device_count()))
     data = config.data
-    if is_prepared(content['store']):  # else it is found, or prepared again, from where it came
+    if is_prepared(content.get('store', '')):  # else it is found, or prepared again, from where it came
       data = dataclasses.replace(data, path=content['store'], prepare=PrepareOptions())
     experiment = cls(dataclasses.replace(config, mesh=mesh, data=data), directory)
     if experiment.store.fingerprint != content['data']:

@@ -125,6 +125,9 @@ def prepare(
   return Store.open(output)
 
 
+_OF_READING = ('format', 'user', 'item', 'time', 'rating')  # nothing to a log that has been read
+
+
 def prepared(path: str, options: PrepareOptions, cache_dir: str | os.PathLike[str]) -> Store:
   """Opens a prepared directory, or prepares a raw log into `cache_dir` unless it is there.
 
@@ -133,12 +136,11 @@ def prepared(path: str, options: PrepareOptions, cache_dir: str | os.PathLike[st
   """
   if os.path.isdir(path):
     opened = Store.open(path)
-    mine, default = dataclasses.asdict(options), dataclasses.asdict(PrepareOptions())
-    theirs = json.loads(json.dumps({**default, **opened.meta.get('options', {})}))
-    mine = json.loads(json.dumps(mine))  # tuples as lists
-    for name in mine.keys() - {'format', 'user', 'item', 'time', 'rating'}:
-      if mine[name] not in (theirs[name], json.loads(json.dumps(default[name]))):
-        raise InputError(f'{path} was prepared with {name}={theirs[name]}, not {mine[name]}; leave the '
+    made = PrepareOptions(**opened.meta.get('options', {}))
+    for field in dataclasses.fields(options):
+      mine, theirs = getattr(options, field.name), getattr(made, field.name)
+      if field.name not in _OF_READING and mine not in (theirs, field.default):
+        raise InputError(f'{path} was prepared with {field.name}={theirs}, not {mine}; leave the '
                          'option out, or prepare the log again')
     return opened
   try:

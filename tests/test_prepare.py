@@ -360,3 +360,15 @@ def test_the_command(tmp_path, rows):
   assert done.stderr == (f'error: {path}: row 2: the time is negative; '
                          'mend it, or leave such rows out: --bad_rows=skip\n')
   assert not (tmp_path / 'other').exists()
+
+
+def test_options_that_a_prepared_directory_cannot_follow_are_refused(tmp_path):
+  log = tmp_path / 'log.txt'
+  items = lambda user: ' '.join(str(user * k % 9 + 1) for k in range(1, 7))
+  log.write_text(''.join(f'{user} {items(user)}\n' for user in range(1, 9)))
+  made = str(tmp_path / 'made')
+  prepare(str(log), made, PrepareOptions(min_length=4))
+  for options in (PrepareOptions(), PrepareOptions(min_length=4, format='s3rec')):
+    assert prepared(made, options, tmp_path).num_users == 8
+  with pytest.raises(InputError, match='was prepared with k_core=0, not 5'):
+    prepared(made, PrepareOptions(k_core=5), tmp_path)
