@@ -4,7 +4,8 @@
         --config.data_path=../shared/data/beauty.txt [--config.seeds=0,1,2]
 
 Each run goes to WORKDIR/NAME/seed_SEED. What is finished is left alone; stopped by a signal or killed,
-the same command goes on where it was. The table is printed and written to WORKDIR/compare.md, .csv
+the same command goes on where it was. --keep=DIR copies what the table is made of, some 100 KB a run
+without its checkpoints: a copy of DIR as workdir gives the same table again. The table is printed and written to WORKDIR/compare.md, .csv
 and .json: the test at the depth chosen on validation, what it costs, and the difference in NDCG@10
 from the row it stands against, with interval and p-value (see significance.py). The last row is
 popularity in training. A config names
@@ -38,6 +39,7 @@ from lares_jax.training.log import training_seconds
 
 _CONFIG = config_flags.DEFINE_config_file('config', help_string='A file configs/compare_*.py.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Where runs and table go.')
+_KEEP = flags.DEFINE_string('keep', None, 'Where copies of the finished runs go, without checkpoints.')
 
 HISTORIES = ('ranked', 'removed')
 _NOTHING = dict.fromkeys(('against', 'difference', 'relative', 'low', 'high', 'p', 'p_holm'))
@@ -52,6 +54,8 @@ def main(argv: list[str]) -> None:
     plan = comparison.plan_of(_CONFIG.value)
     experiments = comparison.start(plan, workdir)
     comparison.train(experiments)
+    if _KEEP.value:
+      comparison.keep(experiments, pathlib.Path(_KEEP.value))
     write(plan, compare(plan, experiments), workdir)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from lares_jax import config as config_lib
-from lares_jax import run
+from lares_jax import files, run
 from lares_jax.config import Config
 from lares_jax.errors import InputError
 from lares_jax.experiment import Experiment
@@ -121,6 +121,18 @@ def train(experiments: Mapping[str, Sequence[Experiment]]) -> None:
     print(f'\nrun {n} of {len(todo)}: {e.workdir.parent.name}, seed {e.config.seed}', flush=True)
     run.train(e)
     jax.clear_caches()  # the next run compiles its own
+
+
+def keep(experiments: Mapping[str, Sequence[Experiment]], directory: pathlib.Path) -> None:
+  """Copies of every run what the table is made of: no checkpoints, and no paths of this machine."""
+  for e in {e.workdir: e for runs in experiments.values() for e in runs}.values():
+    to = directory / e.workdir.parent.name / e.workdir.name
+    to.mkdir(parents=True, exist_ok=True)
+    for name in ('result.json', 'ranks.npz', 'metrics.jsonl'):
+      files.write(to / name, (e.workdir / name).read_bytes())
+    content = read_json(e.workdir / 'config.json')
+    content.pop('store', None)
+    files.write_json(to / 'config.json', content)
 
 
 def finished(experiment: Experiment) -> bool:

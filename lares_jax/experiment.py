@@ -72,7 +72,9 @@ class Experiment:
     mine = json.loads(json.dumps(mine))  # tuples as lists, as they will be read back
     file = experiment.workdir / 'config.json'
     # A run that never saved anything, such as one whose settings were refused, claims no workdir.
-    if file.exists() and any(experiment.workdir.glob('checkpoints/*/*/*')):
+    saved = (experiment.workdir / 'result.json').exists() or any(
+      experiment.workdir.glob('checkpoints/*/*/*'))
+    if file.exists() and saved:
       _check_same(mine, read_json(file), experiment.workdir)
     experiment.workdir.mkdir(parents=True, exist_ok=True)
     write_json(file, mine)

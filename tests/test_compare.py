@@ -20,6 +20,7 @@ from lares_jax.files import write_arrays, write_json
 from lares_jax.model.depth import DepthConfig
 from lares_jax.prepare import PrepareOptions
 from lares_jax.training import loop
+from lares_jax.training.evaluation import EvaluationConfig
 from lares_jax.training.log import Log, training_seconds
 
 ALL = 'pretrain,select,posttrain'
@@ -138,6 +139,33 @@ def test_flops_grow_by_the_same_for_every_step_and_hold_the_catalogue(trained):
   layer = 2 * length * (4 * width * width + 2 * length * width + 2 * width * inner)
   assert step == pytest.approx(layer)
   assert at[0] == pytest.approx(layer + 2 * 30 * width), 'one pre-layer, and 30 items to score'
+
+
+def test_flops_of_a_rival_that_has_no_use_for_the_pre_block_s_states(store, tmp_path):
+  """ReaRec reads the history itself, once, and thinks no further than it is asked."""
+  config = make_config(store.directory, evaluate=EvaluationConfig(depths=(1, 2)), depth=DepthConfig(2))
+  model = dataclasses.replace(config.model, reasoner='prl', thoughts=2)
+  experiment = Experiment(dataclasses.replace(config, model=model), tmp_path)
+  at = [compare.flops_per_user(experiment, depth) for depth in (0, 1, 2)]
+  history = at[0] - 2 * 30 * 8  # one layer over eight tokens
+  first, second = np.diff(at)
+  assert history < first < second < 2 * history, 'a thought reads the history and thoughts before it'
+
+
+def test_what_is_kept_of_finished_runs_gives_the_same_table(trained, tmp_path, monkeypatch):
+  """Without checkpoints, nothing trained; and another config finds another run there."""
+  plan, workdir, experiments = trained
+  comparison.keep(experiments, tmp_path / 'kept')
+  assert not list((tmp_path / 'kept').rglob('checkpoints'))
+  assert 'store' not in json.loads((tmp_path / 'kept/lares/seed_0/config.json').read_text())
+  monkeypatch.setattr(run, 'train', lambda experiment: pytest.fail('it is finished'))
+  again = comparison.start(plan, tmp_path / 'kept')
+  comparison.train(again)
+  assert compare.compare(plan, again) == compare.compare(plan, experiments)
+  wider = dataclasses.replace(plan.runs['plain'].config, depth=DepthConfig(mean=3))
+  other = dataclasses.replace(plan, runs={**plan.runs, 'plain': Row(wider)})
+  with pytest.raises(InputError, match=r'plain/seed_0 holds another run; differing: depth\.mean'):
+    comparison.start(other, tmp_path / 'kept')
 
 
 def test_finished_runs_are_left_alone_and_an_interrupted_one_goes_on(store, tmp_path, monkeypatch):

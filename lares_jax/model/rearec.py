@@ -24,8 +24,11 @@ class ReaRec(Lares):
     shape = (self.config.thoughts, self.config.backbone.width)
     self.thought_TxD = self.param('thought', nn.initializers.normal(0.02), shape)
 
-  def thoughts(self, rows: Rows, train: bool, noise_TxBxLxD=None) -> jax.Array:
-    """r_0..r_T of every token [T + 1, B, L, D]; the noise, if any, is added to what each reads."""
+  def thoughts(self, rows: Rows, train: bool, noise_TxBxLxD=None, cap: int | None = None) -> jax.Array:
+    """r_0..r_T of every token [T + 1, B, L, D]; the noise, if any, is added to what each reads.
+
+    With `cap`, at most so many thoughts.
+    """
     context, x_BxLxD = Context.of(rows), self.embedded(rows, train)
     read = []  # by each layer, of the history
     for layer in self.pre:
@@ -33,7 +36,7 @@ class ReaRec(Lares):
       x_BxLxD = layer(x_BxLxD, context, train)
     states = [x_BxLxD]
     before: list[tuple[jax.Array, ...]] = [()] * len(self.pre)  # read by each layer, of thoughts
-    for t in range(self.config.thoughts):
+    for t in range(self.config.thoughts if cap is None else min(cap, self.config.thoughts)):
       x_BxLxD = x_BxLxD + self.thought_TxD[t].astype(x_BxLxD.dtype)[None, None]
       if noise_TxBxLxD is not None:
         x_BxLxD += noise_TxBxLxD[t].astype(x_BxLxD.dtype)
@@ -49,13 +52,14 @@ class ReaRec(Lares):
              place_BxA=None) -> Reasoning:
     """As `Lares.reason`, without initial state or `pick`; a depth beyond T is T."""
     del h_BxLxD, z_BxLxD, pick
-    vector_TxBxLxD = self.thoughts(rows, train)
+    vector_TxBxLxD = self.thoughts(rows, train, cap=cap)
+    made = len(vector_TxBxLxD) - 1
     if self.config.reasoner == 'erl':
-      count_T = jnp.arange(1, self.config.thoughts + 2, dtype=vector_TxBxLxD.dtype)
+      count_T = jnp.arange(1, made + 2, dtype=vector_TxBxLxD.dtype)
       vector_TxBxLxD = jnp.cumsum(vector_TxBxLxD, axis=0) / count_T[:, None, None, None]
-    last_B = jnp.minimum(jnp.broadcast_to(depth_B, rows.item_BxL.shape[:1]), self.config.thoughts)
+    last_B = jnp.minimum(jnp.broadcast_to(depth_B, rows.item_BxL.shape[:1]), made)
     state_BxLxD = jnp.take_along_axis(vector_TxBxLxD, last_B[None, :, None, None], axis=0)[0]
-    step_T = jnp.minimum(jnp.arange(cap) + 1, self.config.thoughts)
+    step_T = jnp.minimum(jnp.arange(cap) + 1, made)
     states_TxBxAxD = None if place_BxA is None else all_at(vector_TxBxLxD, place_BxA)[step_T]
     return Reasoning(state_BxLxD, None, states_TxBxAxD, jnp.zeros((cap,)))
 
