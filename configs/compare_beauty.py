@@ -17,6 +17,10 @@ from configs import beauty
 ALL = 'pretrain,select,posttrain'
 PREFIX = {'data.rows': 'prefix', 'pretrain.train.batch_rows': 1024}  # a row sees all of itself
 PAIRS = {'pretrain.train.pairs': 512}
+# The depth 0 of an earlier search: validation hardly tells it from the recipe's.
+EARLIER = {'model.embed_dropout': 0.5, 'model.pre_dropout': 0.5, 'pretrain.train.batch_rows': 32,
+           'pretrain.train.ema': 0.0, 'pretrain.train.eval_every_epochs': 1.0,
+           'pretrain.train.patience': 10}
 
 BACKBONES = {
   'hstu': {'model.backbone.name': 'hstu'},
@@ -29,6 +33,7 @@ REAREC = {'model.core_layers': 1, 'model.thoughts': 2, 'depth.mean': 2,  # 2 ste
 # What each row changes in the recipe's depth-0 backbone, or in LARES.
 BASELINES = {
   'sasrec': {},
+  'sasrec_dropout_50': EARLIER,
   'sasrec_equal_parameters': {'model.pre_layers': 4},
   'sasrec_equal_compute': {'model.pre_layers': 10},  # as many layers as depth 4 applies, untied
   **BACKBONES,

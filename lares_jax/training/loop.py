@@ -151,7 +151,7 @@ def _loop(phase, state, step, progress, step_of, checkpoints, config, mesh, log,
         log.say(_sentence(phase, step, metrics, progress))
         log.restart()
       checkpoints.save(step, state, dataclasses.asdict(progress), config)
-      if signum := processes.agreed(signals.caught, step):
+      if signum := processes.agreed(signals.caught, step, now=True):
         raise Interrupted(signum)
     patient = not phase.train.patience or progress.stale < phase.train.patience
     if over or not patient:

@@ -78,10 +78,13 @@ def wait(name: str) -> None:
     multihost_utils.sync_global_devices(name)
 
 
-def agreed(signum: int | None, step: int) -> int | None:
-  """The signal that has reached any of the processes: the same answer on all, at the same step."""
+def agreed(signum: int | None, step: int, now: bool = False) -> int | None:
+  """The signal that has reached any of the processes: the same answer on all, at the same step.
+
+  They ask each other at every tenth step, or `now`.
+  """
   if jax.process_count() == 1:
     return signum
-  if step % _EVERY:
+  if step % _EVERY and not now:
     return None
   return int(multihost_utils.process_allgather(np.int32(signum or 0)).max()) or None
