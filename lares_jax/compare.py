@@ -4,11 +4,11 @@
         --config.data_path=../shared/data/beauty.txt [--config.seeds=0,1,2]
 
 Each run goes to WORKDIR/NAME/seed_SEED. What is finished is left alone; stopped by a signal or killed,
-the same command goes on where it was. --keep=DIR copies what the table is made of, some 100 KB a run
-without its checkpoints: a copy of DIR as workdir gives the same table again. The table is printed and written to WORKDIR/compare.md, .csv
+the same command goes on where it was. The table is printed and written to WORKDIR/compare.md, .csv
 and .json: the test at the depth chosen on validation, what it costs, and the difference in NDCG@10
 from the row it stands against, with interval and p-value (see significance.py). The last row is
-popularity in training. A config names
+popularity in training. --keep=DIR copies what the table is made of, without checkpoints (Beauty: some
+150 KB a run); a copy of DIR as workdir gives the same table again. A config names
 
     runs        name -> config (of another config file), or of=NAME to look at that row's runs again;
                 phase=pretrain or posttrain to test that phase, not the better one on validation;

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from lares_jax import config as config_lib
 from lares_jax import files, run
@@ -128,8 +129,11 @@ def keep(experiments: Mapping[str, Sequence[Experiment]], directory: pathlib.Pat
   for e in {e.workdir: e for runs in experiments.values() for e in runs}.values():
     to = directory / e.workdir.parent.name / e.workdir.name
     to.mkdir(parents=True, exist_ok=True)
-    for name in ('result.json', 'ranks.npz', 'metrics.jsonl'):
+    for name in ('result.json', 'metrics.jsonl'):
       files.write(to / name, (e.workdir / name).read_bytes())
+    ranks = np.load(e.workdir / 'ranks.npz')
+    shown = {key: ranks[key] for key in ranks.files if '_valid_' not in key}
+    files.write_arrays(to / 'ranks.npz', shown)
     content = read_json(e.workdir / 'config.json')
     content.pop('store', None)
     files.write_json(to / 'config.json', content)

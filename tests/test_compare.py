@@ -154,7 +154,7 @@ def test_flops_of_a_rival_that_has_no_use_for_the_pre_block_s_states(store, tmp_
 
 def test_what_is_kept_of_finished_runs_gives_the_same_table(trained, tmp_path, monkeypatch):
   """Without checkpoints, nothing trained; and another config finds another run there."""
-  plan, workdir, experiments = trained
+  plan, _, experiments = trained
   comparison.keep(experiments, tmp_path / 'kept')
   assert not list((tmp_path / 'kept').rglob('checkpoints'))
   assert 'store' not in json.loads((tmp_path / 'kept/lares/seed_0/config.json').read_text())
