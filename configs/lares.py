@@ -20,6 +20,9 @@ def get_config(variant: str = ''):
   # Of all that was tried in phase two, what harms least; nothing has helped (searches.md).
   config.posttrain.loss.reward = 'ndcg'
   config.posttrain.train.batch_rows = 16
+  config.posttrain.train.epochs = 2.0
+  config.posttrain.train.eval_every_epochs = 0.25
+  config.posttrain.train.patience = 5
   config.posttrain.train.optimizer.learning_rate = 1e-5
   return _plain(config) if variant else config
 
