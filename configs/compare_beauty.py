@@ -17,10 +17,6 @@ from configs import beauty
 ALL = 'pretrain,select,posttrain'
 PREFIX = {'data.rows': 'prefix', 'pretrain.train.batch_rows': 1024}  # a row sees all of itself
 PAIRS = {'pretrain.train.pairs': 512}
-# The depth 0 of an earlier search: validation hardly tells it from the recipe's.
-EARLIER = {'model.embed_dropout': 0.5, 'model.pre_dropout': 0.5, 'pretrain.train.batch_rows': 32,
-           'pretrain.train.ema': 0.0, 'pretrain.train.eval_every_epochs': 1.0,
-           'pretrain.train.patience': 10}
 
 BACKBONES = {
   'hstu': {'model.backbone.name': 'hstu'},
@@ -33,7 +29,6 @@ REAREC = {'model.core_layers': 1, 'model.thoughts': 2, 'depth.mean': 2,  # 2 ste
 # What each row changes in the recipe's depth-0 backbone, or in LARES.
 BASELINES = {
   'sasrec': {},
-  'sasrec_dropout_50': EARLIER,
   'sasrec_equal_parameters': {'model.pre_layers': 4},
   'sasrec_equal_compute': {'model.pre_layers': 10},  # as many layers as depth 4 applies, untied
   **BACKBONES,
@@ -62,6 +57,18 @@ ABLATIONS = {
   'untied_equal_parameters': {'model.core_blocks': 2, 'model.core_layers': 1, **CONSTANT,
                               'depth.mean': 2, 'evaluate.depths': (2,)},
 }
+DROPOUT_50 = {'model.embed_dropout': 0.5, 'model.pre_dropout': 0.5}
+REMOVED = {'pretrain.loss.history': 'removed', 'evaluate.history': 'removed'}
+# Of the variant depth: variant of the recipe, changes, against.
+OF_DEPTH = {
+  # The depth 0 of an earlier search: validation hardly tells it from the recipe's.
+  'sasrec_dropout_50': ('plain', {
+    **DROPOUT_50, 'pretrain.train.batch_rows': 32, 'pretrain.train.ema': 0.0,
+    'pretrain.train.eval_every_epochs': 1.0, 'pretrain.train.patience': 10}, 'sasrec'),
+  # What a user has is out of the ranking, in training, too.
+  'sasrec_removed': ('plain', {**DROPOUT_50, **REMOVED}, 'sasrec'),
+  'lares_removed': ('', REMOVED, 'sasrec_removed'),
+}
 # Ablations of another row than the recipe, where that row is in the table.
 AGAINST = {'no_trajectory_alignment': 'both_alignments', 'no_step_alignment': 'both_alignments',
            'untied_equal_compute': 'depth_constant', 'untied_equal_parameters': 'depth_constant'}
@@ -70,7 +77,13 @@ AGAINST = {'no_trajectory_alignment': 'both_alignments', 'no_step_alignment': 'b
 def get_config(variant: str = ''):
   if variant not in ('', 'main', 'depth'):
     raise ValueError(f'{variant}: use no variant, main or depth')
-  return depth(beauty.get_config) if variant == 'depth' else table(beauty.get_config, not variant)
+  if variant != 'depth':
+    return table(beauty.get_config, ablations=not variant)
+  config = depth(beauty.get_config)
+  for name, (kind, changes, against) in OF_DEPTH.items():
+    config.runs[name] = ml_collections.ConfigDict(
+      {'config': _changed(beauty.get_config(kind), changes), 'against': against})
+  return config
 
 
 def depth(recipe, seeds_of_long=(0,)):

@@ -15,6 +15,7 @@ from lares_jax.config import Config
 from lares_jax.errors import InputError
 from lares_jax.experiment import Experiment
 from lares_jax.files import read_json
+from lares_jax.training.evaluation import EvaluationConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,5 +144,8 @@ def finished(experiment: Experiment) -> bool:
   """Whether the result is there, of just these phases and this evaluation; `start` saw to the rest."""
   file = experiment.workdir / 'result.json'
   c = experiment.config
-  wanted = {'phases': c.phases, 'evaluate': {**vars(c.evaluate), 'depths': list(c.evaluate.depths)}}
-  return file.exists() and read_json(file).get('settings') == wanted
+  if not file.exists():
+    return False
+  settings = read_json(file).get('settings', {})
+  found = config_lib.typed(settings.get('evaluate', {}), EvaluationConfig, str(file))
+  return settings.get('phases') == c.phases and found == c.evaluate

@@ -121,6 +121,10 @@ class Config:
       raise InputError('phases: posttrain needs a model that reasons; set depth.mean above 0')
     if self.model.reasoner != 'lares':
       self._check_rearec()
+    if self.pretrain.loss.history == 'removed' and (
+        self.catalogue.loss != 'exact' or self.model.reasoner != 'lares'):
+      raise InputError('pretrain.loss.history=removed: needs catalogue.loss=exact and '
+                       'model.reasoner=lares')
     if self.depth.mean and max(self.evaluate.depths) > self.model.deepest:
       raise InputError(f'evaluate.depths={self.evaluate.depths}: this model goes from 0 to '
                        f'{self.model.deepest}')

@@ -75,7 +75,10 @@ class Experiment:
     saved = (experiment.workdir / 'result.json').exists() or any(
       experiment.workdir.glob('checkpoints/*/*/*'))
     if file.exists() and saved:
-      _check_same(mine, read_json(file), experiment.workdir)
+      theirs = read_json(file)
+      # What is newer than that run counts as it is by default.
+      theirs['config'] = dataclasses.asdict(config_lib.typed(theirs['config']))
+      _check_same(mine, json.loads(json.dumps(theirs)), experiment.workdir)
     experiment.workdir.mkdir(parents=True, exist_ok=True)
     write_json(file, mine)
     return experiment
@@ -216,7 +219,9 @@ class Experiment:
 
   def validate(self, params) -> dict[str, float]:
     """Validation metrics at the mean recurrence."""
-    rank_1xM = self.evaluator.ranks(params, 'valid', (self.config.depth.mean,))
+    c = self.config
+    rank_1xM = self.evaluator.ranks(
+      params, 'valid', (c.depth.mean,), exclude_history=c.evaluate.history == 'removed')
     return metrics.summary(rank_1xM[0])
 
   def pretraining(self) -> Phase:

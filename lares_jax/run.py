@@ -63,13 +63,13 @@ def finish(experiment: Experiment, seconds: float) -> dict:
     'data': experiment.store.meta['sources'], 'fingerprint': experiment.store.fingerprint,
     'seed': c.seed, 'phase': chosen, 'step': step,
     'validation_by_phase': {p: best[p][1] for p in phases},
-    'depth': depth, 'history': 'ranked', 'validation': by_depth['valid'],
+    'depth': depth, 'history': c.evaluate.history, 'validation': by_depth['valid'],
     'test': by_depth['test'], 'test_at_depth': by_depth['test'][depth],
     'seconds_this_start': seconds,
     'settings': {'phases': c.phases, 'evaluate': dataclasses.asdict(c.evaluate)},
   }
   write_json(experiment.workdir / 'result.json', result)
-  print(report.depth_table(by_depth['test'], depth, 'test, history ranked'))
+  print(report.depth_table(by_depth['test'], depth, f'test, history {c.evaluate.history}'))
   if len(phases) > 1:
     print('phases on validation NDCG@10: ' + ', '.join(
       f'{p} {best[p][1]["ndcg@10"]:.4f}' for p in phases) + f'; the result is from {chosen}')
@@ -79,13 +79,15 @@ def finish(experiment: Experiment, seconds: float) -> dict:
 def _outcome(experiment: Experiment, params) -> tuple[int, dict[str, Any], dict[str, np.ndarray]]:
   """The depth chosen on validation, metrics by split and depth, and ranks at the chosen depth."""
   evaluator, depths = experiment.evaluator, experiment.depths
-  rank_TxM = {split: evaluator.ranks(params, split, depths) for split in ('valid', 'test')}
+  ranks_of = lambda split, history, depths: evaluator.ranks(
+    params, split, depths, exclude_history=history == 'removed')
+  mine, other = sorted(('ranked', 'removed'), key=lambda h: h != experiment.config.evaluate.history)
+  rank_TxM = {split: ranks_of(split, mine, depths) for split in ('valid', 'test')}
   by_depth = {split: {d: metrics.summary(r) for d, r in zip(depths, ranks)}
               for split, ranks in rank_TxM.items()}
   depth = max(depths, key=lambda d: by_depth['valid'][d]['ndcg@10'])
   ranks = {}
   for split in ('valid', 'test'):
-    removed_1xM = evaluator.ranks(params, split, (depth,), exclude_history=True)
-    ranks[f'{split}_ranked'] = rank_TxM[split][depths.index(depth)].astype(np.float32)
-    ranks[f'{split}_removed'] = removed_1xM[0].astype(np.float32)
+    ranks[f'{split}_{mine}'] = rank_TxM[split][depths.index(depth)].astype(np.float32)
+    ranks[f'{split}_{other}'] = ranks_of(split, other, (depth,))[0].astype(np.float32)
   return depth, by_depth, ranks

@@ -15,6 +15,7 @@ from lares_jax.errors import InputError
 from lares_jax.model import depth
 from lares_jax.model.depth import DepthConfig
 from lares_jax.model.lares import Lares, at_places, initial_state
+from lares_jax.objectives import history
 from lares_jax.scoring import unit
 
 
@@ -25,6 +26,8 @@ class PretrainConfig:
   alpha: float = 0.1
   gamma: float = 0.5
   gamma_view: Literal['step', 'dropout'] = 'step'  # what gamma aligns with; or another forward
+  # What the target competes with: all items, or all that are not in the history (history.py).
+  history: Literal['ranked', 'removed'] = 'ranked'
   early: float = 0.0  # weight of a cross-entropy at a step drawn from all, besides the last step's
   similarity: Literal['dot', 'cos'] = 'dot'  # of the alignment terms
   tau: float = 1.0
@@ -101,10 +104,13 @@ class Pretrain:
 
     def cross_entropy(state_BxLxD, key):
       query_BxAxD = at_places(state_BxLxD, batch.place_BxA).astype(jnp.float32)
-      sum_, _ = self.catalogue.total(
-        lambda logprob_M: -logprob_M, query_BxAxD.reshape(scored_M.shape[0], -1),
-        batch.target_BxA.reshape(-1), scored_M, params['item'], key=key)
-      return sum_ / targets
+      args = (query_BxAxD.reshape(scored_M.shape[0], -1), batch.target_BxA.reshape(-1), scored_M,
+              params['item'])
+      if self.config.history == 'ranked':
+        return self.catalogue.total(lambda logprob_M: -logprob_M, *args, key=key)[0] / targets
+      logprob_M = history.without(
+        self.catalogue.likelihood(*args), query_BxAxD, batch, params['item'], self.catalogue)
+      return -jnp.where(scored_M, logprob_M, 0.0).sum() / targets
 
     loss = cross_entropy(out.state_BxLxD, jax.random.fold_in(keys[0], 1))
     metrics = {'cross_entropy': loss, 'targets': targets, 'depth': steps,

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import sys
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ class EvaluationConfig:
 
   batch_rows: int = 128
   depths: tuple[int, ...] = (1, 2, 4, 8, 12, 16)
+  history: Literal['ranked', 'removed'] = 'ranked'  # in what validation chooses by
   noise_seed: int = 0  # of Z_0; the spread over draws is reported by `evaluate --draws`
 
   def __post_init__(self):

@@ -1,0 +1,93 @@
+"""The softmax that leaves the history out, against one that was written down item by item."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import make_config, make_store
+
+from lares_jax import run
+from lares_jax.catalogue import Catalogue
+from lares_jax.config import Config, SourceConfig
+from lares_jax.data.batches import DataConfig, TrainBatches
+from lares_jax.errors import InputError
+from lares_jax.experiment import Experiment
+from lares_jax.model.depth import DepthConfig
+from lares_jax.model.lares import ModelConfig
+from lares_jax.objectives import history
+from lares_jax.objectives.pretrain import PretrainConfig
+from lares_jax.scoring import CatalogueConfig
+
+
+@pytest.mark.parametrize('rows, similarity', (('packed', 'dot'), ('packed', 'cos'), ('prefix', 'dot')))
+def test_what_the_user_has_is_no_rival(tmp_path, rows, similarity):
+  """Items repeat in these histories, some targets among them, and histories keep company in a row."""
+  store = make_store(tmp_path, items=12)
+  config = DataConfig(rows=rows, row_length=24, max_history=8)
+  batch = TrainBatches(store, config, batch_rows=24, pairs=0, seed=0).batch(0)
+  catalogue = Catalogue(CatalogueConfig(similarity=similarity, tau=0.5, tile=16, block=5), 12)
+  rng = np.random.default_rng(0)
+  table_RxD = 0.3 * rng.normal(size=(12, 8)).astype(np.float32)
+  query_BxAxD = rng.normal(size=(*batch.target_BxA.shape, 8)).astype(np.float32)
+
+  def ours(query_BxAxD, table_RxD):
+    found = catalogue.likelihood(query_BxAxD.reshape(-1, 8), batch.target_BxA.reshape(-1),
+                                 batch.scored_BxA.reshape(-1), table_RxD)
+    logprob_M = history.without(found, query_BxAxD, batch, table_RxD, catalogue)
+    return jnp.where(batch.scored_BxA.reshape(-1), logprob_M, 0.0).reshape(batch.target_BxA.shape)
+
+  hidden = np.zeros((*batch.target_BxA.shape, 12), bool)
+  for b, a in zip(*np.nonzero(batch.scored_BxA)):
+    last = a if batch.place_BxA is None else batch.place_BxA[b, a]
+    first = last - batch.rows.position_BxL[b, last]
+    own = set(batch.rows.item_BxL[b, first:last + 1].tolist()) - {int(batch.target_BxA[b, a])}
+    hidden[b, a, list(own)] = True
+  assert hidden.any(axis=-1).sum() > 15
+
+  def theirs(query_BxAxD, table_RxD):
+    if similarity == 'cos':
+      query_BxAxD, table_RxD = (
+        x / jnp.linalg.norm(x, axis=-1, keepdims=True) for x in (query_BxAxD, table_RxD))
+    score_BxAxV = jnp.where(hidden, -jnp.inf, query_BxAxD @ table_RxD.T / 0.5)
+    logprob = jnp.take_along_axis(
+      jax.nn.log_softmax(score_BxAxV), batch.target_BxA[..., None], axis=-1)[..., 0]
+    return jnp.where(batch.scored_BxA, logprob, 0.0)
+
+  args = query_BxAxD, table_RxD
+  np.testing.assert_allclose(ours(*args), theirs(*args), rtol=1e-4, atol=1e-4)
+  total = lambda function: jax.grad(lambda *args: function(*args).sum(), (0, 1))(*args)
+  for mine, other in zip(total(ours), total(theirs)):
+    np.testing.assert_allclose(mine, other, rtol=2e-3, atol=2e-4)
+
+
+def test_a_run_that_removes_the_history_chooses_by_what_is_left(tmp_path):
+  store = make_store(tmp_path / 'store')
+  config = make_config(store.directory)
+  loss = PretrainConfig(alpha=0.0, gamma=0.0, history='removed')
+  config = dataclasses.replace(
+    config, pretrain=dataclasses.replace(config.pretrain, loss=loss),
+    evaluate=dataclasses.replace(config.evaluate, history='removed'))
+  experiment = Experiment.start(config, str(tmp_path / 'run'))
+  result = run.train(experiment)
+  params, seen, _ = experiment.best('pretrain')
+  by = {hide: experiment.evaluator.ranks(params, 'valid', (2, result['depth']), exclude_history=hide)
+        for hide in (False, True)}
+  ranks = np.load(experiment.workdir / 'ranks.npz')
+  for name, hide in (('ranked', False), ('removed', True)):
+    np.testing.assert_array_equal(ranks[f'pretrain_valid_{name}'], by[hide][1].astype(np.float32))
+  hit = (by[True][0] < 10).mean()
+  assert result['history'] == 'removed' and seen['recall@10'] == pytest.approx(hit)
+  assert hit != (by[False][0] < 10).mean(), 'targets may be in the history here, and are last then'
+
+
+@pytest.mark.parametrize('changes', (
+  {'catalogue': CatalogueConfig(loss='sampled')},
+  {'model': ModelConfig(reasoner='erl'), 'depth': DepthConfig(2, 'constant')},
+))
+def test_what_cannot_leave_the_history_out_says_so(changes):
+  loss = dataclasses.replace(Config().pretrain, loss=PretrainConfig(history='removed'))
+  evaluate = dataclasses.replace(Config().evaluate, depths=(1, 2))
+  with pytest.raises(InputError, match=r'pretrain\.loss\.history=removed: needs'):
+    Config(data=SourceConfig(path='x'), pretrain=loss, evaluate=evaluate, **changes)
