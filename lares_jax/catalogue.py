@@ -1,4 +1,4 @@
-"""The only file that knows all items: every score passes through here, on one device or many.
+"""The only file that knows all items: whatever compares with all passes here, on one device or many.
 
 Everything that compares a user vector with items: the cross-entropy of phase one, the reward and
 the target log-probabilities of phase two, evaluation, and recommendation. On a mesh the table's

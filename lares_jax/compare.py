@@ -54,7 +54,7 @@ def main(argv: list[str]) -> None:
     plan = comparison.plan_of(_CONFIG.value)
     experiments = comparison.start(plan, workdir)
     comparison.train(experiments)
-    if _KEEP.value:
+    if _KEEP.value and processes.first():
       comparison.keep(experiments, pathlib.Path(_KEEP.value))
     write(plan, compare(plan, experiments), workdir)
 

@@ -126,9 +126,15 @@ def train(experiments: Mapping[str, Sequence[Experiment]]) -> None:
 
 
 def keep(experiments: Mapping[str, Sequence[Experiment]], directory: pathlib.Path) -> None:
-  """Copies of every run what the table is made of: no checkpoints, and no paths of this machine."""
+  """Copies what the table is made of: neither checkpoints, nor where the data set was prepared.
+
+  Raises:
+    InputError: `directory` is where the runs are.
+  """
   for e in {e.workdir: e for runs in experiments.values() for e in runs}.values():
     to = directory / e.workdir.parent.name / e.workdir.name
+    if to.resolve() == e.workdir.resolve():
+      raise InputError(f'--keep={directory}: the runs are there; choose another directory')
     to.mkdir(parents=True, exist_ok=True)
     for name in ('result.json', 'metrics.jsonl'):
       files.write(to / name, (e.workdir / name).read_bytes())

@@ -121,10 +121,15 @@ class Config:
       raise InputError('phases: posttrain needs a model that reasons; set depth.mean above 0')
     if self.model.reasoner != 'lares':
       self._check_rearec()
-    if self.pretrain.loss.history == 'removed' and (
-        self.catalogue.loss != 'exact' or self.model.reasoner != 'lares'):
-      raise InputError('pretrain.loss.history=removed: needs catalogue.loss=exact and '
-                       'model.reasoner=lares')
+    removed = self.pretrain.loss.history == 'removed'
+    if removed and (self.catalogue.loss, self.catalogue.dtype, self.model.reasoner) != (
+        'exact', 'float32', 'lares'):  # what is taken off may be nearly all: few digits do not do
+      raise InputError('pretrain.loss.history=removed: needs catalogue.loss=exact, catalogue.dtype='
+                       'float32 and model.reasoner=lares')
+    removed |= self.evaluate.history == 'removed'
+    if removed and {'select', 'posttrain'} & {*self.phase_list}:
+      raise InputError('pretrain.loss.history, evaluate.history=removed: for phase one alone; phase '
+                       'two ranks the history when it selects and rewards; set phases=pretrain')
     if self.depth.mean and max(self.evaluate.depths) > self.model.deepest:
       raise InputError(f'evaluate.depths={self.evaluate.depths}: this model goes from 0 to '
                        f'{self.model.deepest}')

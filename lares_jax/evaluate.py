@@ -21,7 +21,8 @@ _WORKDIR = flags.DEFINE_string('workdir', None, 'A trained run.')
 _SPLIT = flags.DEFINE_enum('split', 'test', ['valid', 'test'], 'Which targets.')
 _DEPTHS = flags.DEFINE_list('depths', [], 'Depths; those of the config if empty.')
 _PHASE = flags.DEFINE_enum('phase', None, ['pretrain', 'posttrain'], 'Else what the result chose.')
-_EXCLUDE = flags.DEFINE_bool('exclude_history', False, "Leave a user's history out of the ranking.")
+_EXCLUDE = flags.DEFINE_bool('exclude_history', None, "Leave a user's history out of the ranking; as "
+                             'the config says (evaluate.history) if not given.')
 _DRAWS = flags.DEFINE_integer('draws', 1, 'Draws of the initial noise, for its spread.',
                               lower_bound=1)
 
@@ -37,6 +38,9 @@ def main(argv: list[str]) -> None:
 def evaluate(experiment: Experiment) -> None:
   """Prints the table and the JSON object."""
   depths = _depths(experiment)
+  history = experiment.config.evaluate.history
+  if _EXCLUDE.value is not None:
+    history = 'removed' if _EXCLUDE.value else 'ranked'
   result = experiment.result()
   phase = _PHASE.value or result['phase']
   params, _, step = experiment.best(phase)
@@ -45,9 +49,8 @@ def evaluate(experiment: Experiment) -> None:
   chosen = int(ranks[own]) if own in ranks else result['depth']
   rank_SxTxM = np.stack([
     experiment.evaluator.ranks(params, _SPLIT.value, depths, draw=draw,
-                               exclude_history=_EXCLUDE.value) for draw in range(_DRAWS.value)])
+                               exclude_history=history == 'removed') for draw in range(_DRAWS.value)])
   by_draw = [{d: metrics.summary(r) for d, r in zip(depths, rank_TxM)} for rank_TxM in rank_SxTxM]
-  history = 'removed' if _EXCLUDE.value else 'ranked'
   print(report.depth_table(by_draw[0], chosen, f'{_SPLIT.value}, history {history}'))
   out = {'workdir': str(experiment.workdir), 'phase': phase, 'step': step, 'split': _SPLIT.value,
          'history': history, 'chosen_depth': chosen, 'metrics': by_draw[0]}

@@ -77,7 +77,8 @@ class Experiment:
     if file.exists() and saved:
       theirs = read_json(file)
       # What is newer than that run counts as it is by default.
-      theirs['config'] = dataclasses.asdict(config_lib.typed(theirs['config']))
+      theirs['config'] = dataclasses.asdict(
+        config_lib.typed(theirs['config'], path=f'{file}: config'))
       _check_same(mine, json.loads(json.dumps(theirs)), experiment.workdir)
     experiment.workdir.mkdir(parents=True, exist_ok=True)
     write_json(file, mine)
@@ -95,7 +96,7 @@ class Experiment:
     if not file.exists():
       raise InputError(f'{workdir}: no config.json there; --workdir must name a trained run')
     content = read_json(file)
-    config = config_lib.typed(content['config'])
+    config = config_lib.typed(content['config'], path=f'{file}: config')
     mesh = MeshConfig(catalogue=math.gcd(config.mesh.catalogue, jax.device_count()))
     data = config.data
     if is_prepared(content.get('store', '')):  # else it is found, or prepared again, from where it came
@@ -248,7 +249,8 @@ class Experiment:
                        validate_first=True)
 
   def _phase(self, name, objective, batches, train, **kwargs) -> Phase:
-    return Phase(name, objective, batches, train, self.config.seed, self.validate, **kwargs)
+    c = self.config
+    return Phase(name, objective, batches, train, c.seed, self.validate, c.evaluate.history, **kwargs)
 
 
 def built_in(cache: str) -> str:

@@ -11,13 +11,17 @@ from lares_jax import metrics, report, selection
 from lares_jax.errors import InputError
 from lares_jax.experiment import Experiment
 from lares_jax.files import write_arrays, write_json
-from lares_jax.training import loop
+from lares_jax.training import loop, processes
 from lares_jax.training.checkpoint import Checkpoints
 
 
 def train(experiment: Experiment) -> dict:
   """Runs the phases that the config names, then evaluates; returns the result that was written."""
   c = experiment.config
+  if (experiment.workdir / 'result.json').exists() and not any(
+      _saved(experiment, phase) for phase in ('pretrain', 'posttrain')):
+    raise InputError(f'{experiment.workdir} holds a finished run without its checkpoints, so it cannot '
+                     'go on; choose another directory')
   start = time.time()
   as_dict = dataclasses.asdict(c)
   fit = lambda phase, params: loop.run(
@@ -69,9 +73,10 @@ def finish(experiment: Experiment, seconds: float) -> dict:
     'settings': {'phases': c.phases, 'evaluate': dataclasses.asdict(c.evaluate)},
   }
   write_json(experiment.workdir / 'result.json', result)
+  processes.wait('result')
   print(report.depth_table(by_depth['test'], depth, f'test, history {c.evaluate.history}'))
   if len(phases) > 1:
-    print('phases on validation NDCG@10: ' + ', '.join(
+    print(f'phases on validation NDCG@10, history {c.evaluate.history}: ' + ', '.join(
       f'{p} {best[p][1]["ndcg@10"]:.4f}' for p in phases) + f'; the result is from {chosen}')
   return result
 
@@ -81,7 +86,8 @@ def _outcome(experiment: Experiment, params) -> tuple[int, dict[str, Any], dict[
   evaluator, depths = experiment.evaluator, experiment.depths
   ranks_of = lambda split, history, depths: evaluator.ranks(
     params, split, depths, exclude_history=history == 'removed')
-  mine, other = sorted(('ranked', 'removed'), key=lambda h: h != experiment.config.evaluate.history)
+  mine = experiment.config.evaluate.history
+  other = 'ranked' if mine == 'removed' else 'removed'
   rank_TxM = {split: ranks_of(split, mine, depths) for split in ('valid', 'test')}
   by_depth = {split: {d: metrics.summary(r) for d, r in zip(depths, ranks)}
               for split, ranks in rank_TxM.items()}

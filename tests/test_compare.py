@@ -154,10 +154,14 @@ def test_flops_of_a_rival_that_has_no_use_for_the_pre_block_s_states(store, tmp_
 
 def test_what_is_kept_of_finished_runs_gives_the_same_table(trained, tmp_path, monkeypatch):
   """Without checkpoints, nothing trained; and another config finds another run there."""
-  plan, _, experiments = trained
+  plan, plan_dir, experiments = trained
   comparison.keep(experiments, tmp_path / 'kept')
   assert not list((tmp_path / 'kept').rglob('checkpoints'))
   assert 'store' not in json.loads((tmp_path / 'kept/lares/seed_0/config.json').read_text())
+  with pytest.raises(InputError, match='without its checkpoints'):
+    run.train(comparison.start(plan, tmp_path / 'kept')['lares'][0])
+  with pytest.raises(InputError, match='the runs are there'):
+    comparison.keep(experiments, plan_dir)
   monkeypatch.setattr(run, 'train', lambda experiment: pytest.fail('it is finished'))
   again = comparison.start(plan, tmp_path / 'kept')
   comparison.train(again)
@@ -194,6 +198,24 @@ def test_finished_runs_are_left_alone_and_an_interrupted_one_goes_on(store, tmp_
   changed = dataclasses.replace(plan, runs={**plan.runs, 'plain': Row(config)})
   comparison.train(comparison.start(changed, tmp_path))
   assert begun[5:] == [('plain', 0), ('plain', 1)], 'another evaluation is not finished'
+
+
+def test_a_setting_newer_than_a_run_counts_as_its_default(store, tmp_path):
+  plan = _plan(store)
+  experiment = comparison.start(plan, tmp_path)['plain'][0]
+  _pretend(experiment)
+  for name, part in (('config.json', 'config'), ('result.json', 'settings')):
+    file = experiment.workdir / name
+    content = json.loads(file.read_text())
+    del content[part]['evaluate']['history']
+    write_json(file, content)
+  again = comparison.start(plan, tmp_path)['plain'][0]
+  assert comparison.finished(again)
+  content = json.loads((experiment.workdir / 'config.json').read_text())
+  content['config']['seeed'] = 1
+  write_json(experiment.workdir / 'config.json', content)
+  with pytest.raises(InputError, match=r'plain/seed_0/config\.json: config\.seeed does not exist'):
+    comparison.start(plan, tmp_path)
 
 
 def test_statistics_over_seeds(store, tmp_path):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import make_config, make_store
+from tiny import MODEL, make_config, make_store
 
 from lares_jax import run
 from lares_jax.catalogue import Catalogue
@@ -15,15 +15,18 @@ from lares_jax.data.batches import DataConfig, TrainBatches
 from lares_jax.errors import InputError
 from lares_jax.experiment import Experiment
 from lares_jax.model.depth import DepthConfig
-from lares_jax.model.lares import ModelConfig
+from lares_jax.model.lares import Lares, ModelConfig, at_places
 from lares_jax.objectives import history
-from lares_jax.objectives.pretrain import PretrainConfig
+from lares_jax.objectives.pretrain import Draw, Pretrain, PretrainConfig
 from lares_jax.scoring import CatalogueConfig
 
 
 @pytest.mark.parametrize('rows, similarity', (('packed', 'dot'), ('packed', 'cos'), ('prefix', 'dot')))
 def test_what_the_user_has_is_no_rival(tmp_path, rows, similarity):
-  """Items repeat in these histories, some targets among them, and histories keep company in a row."""
+  """Items repeat in these histories, some targets among them, and histories keep company in a row.
+
+  Then the loss is of the same, at places that are scored.
+  """
   store = make_store(tmp_path, items=12)
   config = DataConfig(rows=rows, row_length=24, max_history=8)
   batch = TrainBatches(store, config, batch_rows=24, pairs=0, seed=0).batch(0)
@@ -35,16 +38,18 @@ def test_what_the_user_has_is_no_rival(tmp_path, rows, similarity):
   def ours(query_BxAxD, table_RxD):
     found = catalogue.likelihood(query_BxAxD.reshape(-1, 8), batch.target_BxA.reshape(-1),
                                  batch.scored_BxA.reshape(-1), table_RxD)
-    logprob_M = history.without(found, query_BxAxD, batch, table_RxD, catalogue)
-    return jnp.where(batch.scored_BxA.reshape(-1), logprob_M, 0.0).reshape(batch.target_BxA.shape)
+    own_BxAxL, scored_BxA = history.rivals_of(batch)
+    logprob_BxA = history.without(found, query_BxAxD, own_BxAxL, batch.rows, table_RxD, catalogue)
+    return jnp.where(scored_BxA, logprob_BxA, 0.0)
 
-  hidden = np.zeros((*batch.target_BxA.shape, 12), bool)
+  hidden, scored = np.zeros((*batch.target_BxA.shape, 12), bool), batch.scored_BxA.copy()
   for b, a in zip(*np.nonzero(batch.scored_BxA)):
     last = a if batch.place_BxA is None else batch.place_BxA[b, a]
     first = last - batch.rows.position_BxL[b, last]
-    own = set(batch.rows.item_BxL[b, first:last + 1].tolist()) - {int(batch.target_BxA[b, a])}
-    hidden[b, a, list(own)] = True
-  assert hidden.any(axis=-1).sum() > 15
+    own = set(batch.rows.item_BxL[b, first:last + 1].tolist())
+    scored[b, a] = batch.target_BxA[b, a] not in own
+    hidden[b, a, list(own)] = scored[b, a]
+  assert 15 < scored.sum() < batch.scored_BxA.sum()
 
   def theirs(query_BxAxD, table_RxD):
     if similarity == 'cos':
@@ -53,13 +58,39 @@ def test_what_the_user_has_is_no_rival(tmp_path, rows, similarity):
     score_BxAxV = jnp.where(hidden, -jnp.inf, query_BxAxD @ table_RxD.T / 0.5)
     logprob = jnp.take_along_axis(
       jax.nn.log_softmax(score_BxAxV), batch.target_BxA[..., None], axis=-1)[..., 0]
-    return jnp.where(batch.scored_BxA, logprob, 0.0)
+    return jnp.where(scored, logprob, 0.0)
 
   args = query_BxAxD, table_RxD
   np.testing.assert_allclose(ours(*args), theirs(*args), rtol=1e-4, atol=1e-4)
   total = lambda function: jax.grad(lambda *args: function(*args).sum(), (0, 1))(*args)
   for mine, other in zip(total(ours), total(theirs)):
     np.testing.assert_allclose(mine, other, rtol=2e-3, atol=2e-4)
+
+  model = Lares(dataclasses.replace(MODEL, embed_dropout=0.0, pre_dropout=0.0, core_layers=0), 12)
+  params = model.init(jax.random.key(0), batch.rows, None, 1, cap=1)['params']
+  config = PretrainConfig(alpha=0.0, gamma=0.0, history='removed')
+  objective = Pretrain(model, catalogue, DepthConfig(0), config)
+  loss, seen = objective(params, None, batch, Draw(0, 0), jax.random.key(0))
+  state_BxLxD = model.apply({'params': params}, batch.rows, method='prelude')
+  expected = -theirs(at_places(state_BxLxD, batch.place_BxA), params['item']).sum() / scored.sum()
+  assert seen['targets'] == scored.sum() and loss == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_where_nearly_all_is_the_history_s_the_loss_stays_finite(tmp_path):
+  store = make_store(tmp_path, items=12)
+  batch = TrainBatches(store, DataConfig(row_length=24, max_history=8), 6, 0, seed=0).batch(0)
+  catalogue = Catalogue(CatalogueConfig(tau=0.01, tile=16, block=5), 12)
+  own_BxAxL, scored_BxA = history.rivals_of(batch)
+  table_RxD = np.random.default_rng(0).normal(size=(12, 8)).astype(np.float32)
+
+  def loss(query_BxAxD):  # the last item's own embedding: its score is far above all
+    found = catalogue.likelihood(query_BxAxD.reshape(-1, 8), batch.target_BxA.reshape(-1),
+                                 batch.scored_BxA.reshape(-1), table_RxD)
+    logprob_BxA = history.without(found, query_BxAxD, own_BxAxL, batch.rows, table_RxD, catalogue)
+    return jnp.where(scored_BxA, logprob_BxA, 0.0).sum()
+
+  value, gradient = jax.value_and_grad(loss)(table_RxD[batch.rows.item_BxL])
+  assert np.isfinite(value) and np.isfinite(gradient).all()
 
 
 def test_a_run_that_removes_the_history_chooses_by_what_is_left(tmp_path):
@@ -83,11 +114,13 @@ def test_a_run_that_removes_the_history_chooses_by_what_is_left(tmp_path):
 
 
 @pytest.mark.parametrize('changes', (
+  {'phases': 'pretrain,select,posttrain'},
+  {'catalogue': CatalogueConfig(dtype='bfloat16')},
   {'catalogue': CatalogueConfig(loss='sampled')},
   {'model': ModelConfig(reasoner='erl'), 'depth': DepthConfig(2, 'constant')},
 ))
 def test_what_cannot_leave_the_history_out_says_so(changes):
   loss = dataclasses.replace(Config().pretrain, loss=PretrainConfig(history='removed'))
   evaluate = dataclasses.replace(Config().evaluate, depths=(1, 2))
-  with pytest.raises(InputError, match=r'pretrain\.loss\.history=removed: needs'):
+  with pytest.raises(InputError, match=r'history=removed: '):
     Config(data=SourceConfig(path='x'), pretrain=loss, evaluate=evaluate, **changes)

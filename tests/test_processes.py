@@ -199,6 +199,14 @@ def test_a_lost_process_ends_the_other_with_a_clear_line(data, tmp_path):
   assert 'most likely because another was lost' in err, err[-3000:]
 
 
+@pytest.mark.parametrize('step, now, heard', ((10, False, 15), (7, False, None), (7, True, 15)))
+def test_processes_ask_each_other_now_and_then(monkeypatch, step, now, heard):
+  monkeypatch.setattr(processes.jax, 'process_count', lambda: 2)
+  other = lambda mine: np.array([int(mine), 15])
+  monkeypatch.setattr(processes.multihost_utils, 'process_allgather', other)
+  assert processes.agreed(None, step, now) == heard
+
+
 def test_a_wrong_variable_is_named(monkeypatch):
   monkeypatch.setenv('LARES_PROCESSES', 'two')
   with pytest.raises(InputError, match='LARES_PROCESSES=two'), processes.joined():

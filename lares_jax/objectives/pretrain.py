@@ -26,7 +26,7 @@ class PretrainConfig:
   alpha: float = 0.1
   gamma: float = 0.5
   gamma_view: Literal['step', 'dropout'] = 'step'  # what gamma aligns with; or another forward
-  # What the target competes with: all items, or all that are not in the history (history.py).
+  # What a target competes with: all items, or all but those of the history that the model reads.
   history: Literal['ranked', 'removed'] = 'ranked'
   early: float = 0.0  # weight of a cross-entropy at a step drawn from all, besides the last step's
   similarity: Literal['dot', 'cos'] = 'dot'  # of the alignment terms
@@ -99,7 +99,10 @@ class Pretrain:
                               pick=pick, train=True, rngs={'dropout': key})
 
     out = think(batch.rows, initial[0], keys[0])
-    scored_M = batch.scored_BxA.reshape(-1)
+    scored_BxA = batch.scored_BxA
+    if self.config.history == 'removed':
+      own_BxAxL, scored_BxA = history.rivals_of(batch)
+    scored_M = scored_BxA.reshape(-1)
     targets = jnp.maximum(scored_M.sum(), 1)
 
     def cross_entropy(state_BxLxD, key):
@@ -108,9 +111,9 @@ class Pretrain:
               params['item'])
       if self.config.history == 'ranked':
         return self.catalogue.total(lambda logprob_M: -logprob_M, *args, key=key)[0] / targets
-      logprob_M = history.without(
-        self.catalogue.likelihood(*args), query_BxAxD, batch, params['item'], self.catalogue)
-      return -jnp.where(scored_M, logprob_M, 0.0).sum() / targets
+      logprob_BxA = history.without(self.catalogue.likelihood(*args), query_BxAxD, own_BxAxL,
+                                    batch.rows, params['item'], self.catalogue)
+      return -jnp.where(scored_BxA, logprob_BxA, 0.0).sum() / targets
 
     loss = cross_entropy(out.state_BxLxD, jax.random.fold_in(keys[0], 1))
     metrics = {'cross_entropy': loss, 'targets': targets, 'depth': steps,

@@ -5,6 +5,7 @@
 
 Writes to --output (WORKDIR/depth if not given) the tables cost, fit, quality, adaptive and width
 (.csv, .json, .md), a plot of each question (.png, .svg), and report.html, which holds all of it.
+Quality is that of ranking all items, the history's too, whatever the config's evaluate.history says.
 --profile adds profile/, a trace for xprof or TensorBoard. The rule of adaptive depth that validation
 chose goes to WORKDIR/adaptive.json, from where `recommend --depth=adaptive` takes it.
 """

@@ -31,6 +31,7 @@ class Phase:
   train: Any  # config.TrainConfig
   seed: int
   validate: Callable[[Any], dict[str, float]]  # parameters -> metrics, ndcg@10 among them
+  history: str  # ranked or removed, in these
   reference: Any = None  # frozen parameters, or None
   validate_first: bool = False  # before any update, so that training must beat its start
 
@@ -199,4 +200,5 @@ def _sentence(phase: Phase, step: int, metrics: dict[str, float], progress: Prog
   epoch = step / phase.batches.steps_per_epoch
   mark = 'best so far' if progress.best_step == step else f'best {progress.best_ndcg:.4f}'
   return (f'{phase.name}: epoch {epoch:.1f}, step {step}: validation Recall@10 '
-          f'{metrics["recall@10"]:.4f}, NDCG@10 {metrics["ndcg@10"]:.4f} ({mark})')
+          f'{metrics["recall@10"]:.4f}, NDCG@10 {metrics["ndcg@10"]:.4f}, history '
+          f'{phase.history} ({mark})')
