@@ -3,7 +3,7 @@
     python -m lares_jax.compare --config=configs/compare_beauty.py --workdir=runs/compare_beauty \
         --config.data_path=../shared/data/beauty.txt
     python -m lares_jax.compare --config=configs/compare_beauty.py:main ...      # no ablations
-    python -m lares_jax.compare --config=configs/compare_beauty.py:depth ...     # SASRec and phase one
+    python -m lares_jax.compare --config=configs/compare_beauty.py:depth ...     # does depth pay?
 
 Not here: TedRec and HSTU with times, for this log has neither titles nor times (rows of
 compare_ml100k.py); BERT4Rec, which needs masked rows, a mask item and bidirectional attention of its
@@ -65,7 +65,7 @@ OF_DEPTH = {
   'sasrec_dropout_50': ('plain', {
     **DROPOUT_50, 'pretrain.train.batch_rows': 32, 'pretrain.train.ema': 0.0,
     'pretrain.train.eval_every_epochs': 1.0, 'pretrain.train.patience': 10}, 'sasrec'),
-  # What a user has is out of the ranking, in training, too.
+  # What a user has is out of the ranking, in training, too; there validation prefers this dropout.
   'sasrec_removed': ('plain', {**DROPOUT_50, **REMOVED}, 'sasrec'),
   'lares_removed': ('', REMOVED, 'sasrec_removed'),
 }

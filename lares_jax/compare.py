@@ -165,8 +165,8 @@ def _markdown(lines: Sequence[Mapping[str, Any]], history: str) -> str:
     cost = [f'{line["parameters"]:,}', f'{line["parameters_without_items"]:,}',
             f'{line["training_seconds"]:,.0f}', f'{line["flops_per_user"] / 1e6:,.1f}']
     cells.append([line['run'], str(line['seeds']), line['depth'], *mean, *cost, *_tested(line)])
-  return (f'Test, history {history}; depth chosen on validation; mean ± standard deviation over '
-          f'seeds\n\n{report.table(head, cells)}')
+  return (f'Test, history {history}; depth chosen on validation, each by its evaluate.history; mean ± '
+          f'standard deviation over seeds\n\n{report.table(head, cells)}')
 
 
 def _tested(line: Mapping[str, Any]) -> list[str]:

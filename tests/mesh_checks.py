@@ -174,6 +174,21 @@ def training(name, shape):
 
 
 @check('2x4')
+def removed(name, shape):
+  """Three steps in which a history's own items are no rivals of its targets."""
+
+  def of(shape, kind=Experiment):
+    config = experiment(shape).config
+    loss = dataclasses.replace(config.pretrain.loss, alpha=0.0, gamma=0.0, history='removed')
+    return kind(dataclasses.replace(config, pretrain=dataclasses.replace(config.pretrain, loss=loss)),
+                DIRECTORY / 'run')
+
+  (state, seen), (want, wanted) = (train(e, None, 0, 3) for e in (of(shape), of((1, 1), OneDevice)))
+  close(seen, wanted, 'metrics', 1e-4)
+  close(state, want, f'state after 3 steps on {name}', 1e-5)
+
+
+@check('2x4')
 def text_table(name, shape):
   """The text is split like the items, filled up with zeros, without moments, and read where it lies."""
 

@@ -66,13 +66,18 @@ def test_the_walk_would_see_a_full_score_matrix():
     _check(scores, (np.zeros((64, 8), np.float32), np.zeros((ITEMS, 8), np.float32)), 8)
 
 
-@pytest.mark.parametrize('phase', ('pretrain', 'posttrain'))
+@pytest.mark.parametrize('phase', ('pretrain', 'removed', 'posttrain'))
 @pytest.mark.parametrize('tile, kept', ((32, 0), (FEW, FEW)))
 def test_train_step(store, phase, tile, kept):
   experiment = _experiment(store, tile)
   assert experiment.catalogue.config.kept(ITEMS) == kept
   params = experiment.init_params()
-  phase = experiment.pretraining() if phase == 'pretrain' else experiment.posttraining(params, None)
+  if phase == 'removed':
+    loss = dataclasses.replace(experiment.config.pretrain.loss, history='removed')
+    pretrain = dataclasses.replace(experiment.config.pretrain, loss=loss)
+    experiment = dataclasses.replace(
+      experiment, config=dataclasses.replace(experiment.config, pretrain=pretrain))
+  phase = experiment.posttraining(params, None) if phase == 'posttrain' else experiment.pretraining()
   state = state_lib.create(params, phase.optimizer, 0.0)
   batch, draw = phase.batches.batch(0), phase.objective.draw(np.random.default_rng(0))
   assert batch.scored_BxA.size > FEW

@@ -29,11 +29,11 @@ def verdicts(tmp_path_factory):
 
 @pytest.mark.parametrize('name, mesh', (
   *[(name, mesh) for name in ('scores', 'training') for mesh in ('8x1', '1x8', '2x4')],
-  ('text_table', '2x4'), ('traffic', '2x4')))
+  ('removed', '2x4'), ('text_table', '2x4'), ('traffic', '2x4')))
 def test_mesh(verdicts, name, mesh):
   """scores: loss, gradients, ranks, top-K; training: 20 steps, checkpoint; traffic: the HLO.
 
-  text_table: what TedRec is given.
+  removed: training without the history's items; text_table: what TedRec is given.
   """
   assert verdicts.get(f'{name} {mesh}') == 'ok'
 
