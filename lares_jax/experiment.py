@@ -264,7 +264,9 @@ def built_in(cache: str) -> str:
 
 def _check_same(mine: dict, theirs: dict, workdir: pathlib.Path) -> None:
   differing = _differing(mine['config'], theirs['config'])
-  differing = [d for d in differing if not d.startswith(_FREE)]
+  asked = 'posttrain' in theirs['config']['phases'] or (workdir / 'checkpoints/posttrain').exists()
+  free = _FREE if asked else (*_FREE, 'select.', 'posttrain.')  # phase two is still to come
+  differing = [d for d in differing if not d.startswith(free)]
   differing += [f'the {what}' for key, what in (('data', 'data set'), ('text', 'text embeddings'))
                 if mine.get(key) != theirs.get(key)]
   if differing:

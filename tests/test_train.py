@@ -217,7 +217,11 @@ def test_a_workdir_of_another_config_or_data_set_is_refused(store, tmp_path):
   other = make_store(tmp_path / 'other', seed=1).directory
   with pytest.raises(InputError, match='the data set'):
     Experiment.start(make_config(other), str(tmp_path))
-  Experiment.start(make_config(store, phases=ALL), str(tmp_path))  # which phases to run may change
+  later = dataclasses.replace(make_config(store).posttrain, dropout=0.3)
+  Experiment.start(make_config(store, posttrain=later), str(tmp_path))  # phase two is still to come
+  Experiment.start(make_config(store, posttrain=later, phases=ALL), str(tmp_path))  # and comes
+  with pytest.raises(InputError, match=r'posttrain\.dropout \(0\.3 there'):
+    Experiment.start(make_config(store, phases=ALL), str(tmp_path))
 
 
 def test_a_misspelt_key_names_the_nearest():
