@@ -5,6 +5,10 @@
     python -m lares_jax.compare --config=configs/compare_beauty.py:main ...      # no ablations
     python -m lares_jax.compare --config=configs/compare_beauty.py:depth ...     # does depth pay?
 
+The last takes three hours on one CPU core; its table stands in configs/results/beauty_depth.md, and
+configs/results/beauty_depth, copied to its workdir, gives it again with nothing trained. Of the others
+a row takes 10 to 40 minutes a seed; those of FMLP-Rec and BSARec hours.
+
 Not here: TedRec and HSTU with times, for this log has neither titles nor times (rows of
 compare_ml100k.py); BERT4Rec, which needs masked rows, a mask item and bidirectional attention of its
 own, and with an exact softmax is a SASRec that takes many times as long to train.
@@ -59,15 +63,15 @@ ABLATIONS = {
 }
 DROPOUT_50 = {'model.embed_dropout': 0.5, 'model.pre_dropout': 0.5}
 REMOVED = {'pretrain.loss.history': 'removed', 'evaluate.history': 'removed'}
-# Of the variant depth: variant of the recipe, changes, against.
+# More rows of the variant depth: variant of the recipe, changes, against, seeds.
 OF_DEPTH = {
   # The depth 0 of an earlier search: validation hardly tells it from the recipe's.
   'sasrec_dropout_50': ('plain', {
     **DROPOUT_50, 'pretrain.train.batch_rows': 32, 'pretrain.train.ema': 0.0,
-    'pretrain.train.eval_every_epochs': 1.0, 'pretrain.train.patience': 10}, 'sasrec'),
+    'pretrain.train.eval_every_epochs': 1.0, 'pretrain.train.patience': 10}, 'sasrec', (0,)),
   # What a user has is out of the ranking, in training, too; there validation prefers this dropout.
-  'sasrec_removed': ('plain', {**DROPOUT_50, **REMOVED}, 'sasrec'),
-  'lares_removed': ('', REMOVED, 'sasrec_removed'),
+  'sasrec_removed': ('plain', {**DROPOUT_50, **REMOVED}, 'sasrec', (0, 1)),
+  'lares_removed': ('', REMOVED, 'sasrec_removed', (0, 1)),
 }
 # Ablations of another row than the recipe, where that row is in the table.
 AGAINST = {'no_trajectory_alignment': 'both_alignments', 'no_step_alignment': 'both_alignments',
@@ -80,9 +84,11 @@ def get_config(variant: str = ''):
   if variant != 'depth':
     return table(beauty.get_config, ablations=not variant)
   config = depth(beauty.get_config)
-  for name, (kind, changes, against) in OF_DEPTH.items():
+  for name, (kind, changes, against, seeds) in OF_DEPTH.items():
     config.runs[name] = ml_collections.ConfigDict(
-      {'config': _changed(beauty.get_config(kind), changes), 'against': against})
+      {'config': _changed(beauty.get_config(kind), changes), 'against': against, 'seeds': seeds})
+  for other in ('equal_compute', 'dropout_50'):
+    config.runs[f'lares_to_{other}'] = {'of': 'lares', 'against': f'sasrec_{other}'}
   return config
 
 
