@@ -7,7 +7,7 @@
 
 The last takes three hours on one CPU core; its table stands in configs/results/beauty_depth.md, and
 configs/results/beauty_depth, copied to its workdir, gives it again with nothing trained. Of the others
-a row takes 10 to 40 minutes a seed; those of FMLP-Rec and BSARec hours.
+a row takes 10 to 40 minutes a seed by estimate; those of FMLP-Rec and BSARec hours.
 
 Not here: TedRec and HSTU with times, for this log has neither titles nor times (rows of
 compare_ml100k.py); BERT4Rec, which needs masked rows, a mask item and bidirectional attention of its
