@@ -14,7 +14,6 @@ from lares_jax import files, run
 from lares_jax.config import Config
 from lares_jax.errors import InputError
 from lares_jax.experiment import Experiment
-from lares_jax.files import read_json
 from lares_jax.training.evaluation import EvaluationConfig
 
 
@@ -141,7 +140,7 @@ def keep(experiments: Mapping[str, Sequence[Experiment]], directory: pathlib.Pat
     ranks = np.load(e.workdir / 'ranks.npz')
     shown = {key: ranks[key] for key in ranks.files if '_valid_' not in key}
     files.write_arrays(to / 'ranks.npz', shown)
-    content = read_json(e.workdir / 'config.json')
+    content = files.read_json(e.workdir / 'config.json')
     content.pop('store', None)
     files.write_json(to / 'config.json', content)
 
@@ -152,6 +151,6 @@ def finished(experiment: Experiment) -> bool:
   c = experiment.config
   if not file.exists():
     return False
-  settings = read_json(file).get('settings', {})
+  settings = files.read_json(file).get('settings', {})
   found = config_lib.typed(settings.get('evaluate', {}), EvaluationConfig, str(file))
   return settings.get('phases') == c.phases and found == c.evaluate

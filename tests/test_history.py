@@ -38,7 +38,7 @@ def test_what_the_user_has_is_no_rival(tmp_path, rows, similarity):
   def ours(query_BxAxD, table_RxD):
     found = catalogue.likelihood(query_BxAxD.reshape(-1, 8), batch.target_BxA.reshape(-1),
                                  batch.scored_BxA.reshape(-1), table_RxD)
-    own_BxAxL, scored_BxA = history.rivals_of(batch)
+    own_BxAxL, scored_BxA = history.owned(batch)
     logprob_BxA = history.without(found, query_BxAxD, own_BxAxL, batch.rows, table_RxD, catalogue)
     return jnp.where(scored_BxA, logprob_BxA, 0.0)
 
@@ -80,7 +80,7 @@ def test_where_nearly_all_is_the_history_s_the_loss_stays_finite(tmp_path):
   store = make_store(tmp_path, items=12)
   batch = TrainBatches(store, DataConfig(row_length=24, max_history=8), 6, 0, seed=0).batch(0)
   catalogue = Catalogue(CatalogueConfig(tau=0.01, tile=16, block=5), 12)
-  own_BxAxL, scored_BxA = history.rivals_of(batch)
+  own_BxAxL, scored_BxA = history.owned(batch)
   table_RxD = np.random.default_rng(0).normal(size=(12, 8)).astype(np.float32)
 
   def loss(query_BxAxD):  # the last item's own embedding: its score is far above all

@@ -20,7 +20,7 @@ from lares_jax.scoring import block_scores
 _MOST = math.log(0.999)  # share of the sum that may be taken off, at most: float32 has no more digits
 
 
-def rivals_of(batch: Batch) -> tuple[jax.Array, jax.Array]:
+def owned(batch: Batch) -> tuple[jax.Array, jax.Array]:
   """What each place's history holds, from the batch alone.
 
   Returns:
@@ -43,7 +43,7 @@ def without(found: Likelihood, query_BxAxD, own_BxAxL, rows: Rows, table_RxD,
   Args:
     found: of the same queries over the whole catalogue, [B * A].
     query_BxAxD: user vectors, float32.
-    own_BxAxL: which tokens of the row are the history's, see `rivals_of`.
+    own_BxAxL: which tokens of the row are the history's, see `owned`.
     rows: the histories.
     table_RxD: item embeddings.
     catalogue: says how to score.

@@ -101,7 +101,7 @@ class Pretrain:
     out = think(batch.rows, initial[0], keys[0])
     scored_BxA = batch.scored_BxA
     if self.config.history == 'removed':
-      own_BxAxL, scored_BxA = history.rivals_of(batch)
+      own_BxAxL, scored_BxA = history.owned(batch)
     scored_M = scored_BxA.reshape(-1)
     targets = jnp.maximum(scored_M.sum(), 1)
 
