@@ -22,16 +22,20 @@ ALL = 'pretrain,select,posttrain'
 PREFIX = {'data.rows': 'prefix', 'pretrain.train.batch_rows': 1024}  # a row sees all of itself
 PAIRS = {'pretrain.train.pairs': 512}
 
-BACKBONES = {
+BACKBONES: dict[str, dict] = {
   'hstu': {'model.backbone.name': 'hstu'},
   'gru4rec': {'model.backbone.name': 'gru'},
   'fmlp': {'model.backbone.name': 'fmlp', **PREFIX},
   'bsarec': {'model.backbone.name': 'bsarec', **PREFIX},
 }
+DROPOUT = {rate: {'model.embed_dropout': rate, 'model.pre_dropout': rate} for rate in (0.2, 0.35, 0.5)}
+# What validation chose of these for each rival, at seed 0 (variant tune; searches.md).
+TUNED = {'hstu': 0.5, 'hstu_times': 0.5, 'gru4rec': 0.5, 'fmlp': 0.2, 'bsarec': 0.5}
+LONG = ('sasrec_equal_parameters', 'sasrec_equal_compute', 'rearec_erl', 'rearec_prl')  # of one seed
 REAREC = {'model.core_layers': 1, 'model.thoughts': 2, 'depth.mean': 2,  # 2 steps, as published
           'depth.distribution': 'constant', 'evaluate.depths': (1, 2), **PAIRS}
 # What each row changes in the recipe's depth-0 backbone, or in LARES.
-BASELINES = {
+BASELINES: dict[str, dict] = {
   'sasrec': {},
   'sasrec_equal_parameters': {'model.pre_layers': 4},
   'sasrec_equal_compute': {'model.pre_layers': 10},  # as many layers as depth 4 applies, untied
@@ -43,7 +47,6 @@ BASELINES = {
 }
 CONSTANT = {'depth.distribution': 'constant'}
 BOTH = {'pretrain.loss.alpha': 0.1, 'pretrain.loss.gamma': 0.1, **PAIRS}
-# Of phase one, in the recipe; without phase two the recipe is the row lares_phase_one.
 ABLATIONS = {
   'both_alignments': BOTH,
   'no_trajectory_alignment': {**BOTH, 'pretrain.loss.alpha': 0.0},
@@ -61,16 +64,15 @@ ABLATIONS = {
   'untied_equal_parameters': {'model.core_blocks': 2, 'model.core_layers': 1, **CONSTANT,
                               'depth.mean': 2, 'evaluate.depths': (2,)},
 }
-DROPOUT_50 = {'model.embed_dropout': 0.5, 'model.pre_dropout': 0.5}
 REMOVED = {'pretrain.loss.history': 'removed', 'evaluate.history': 'removed'}
 # More rows of the variant depth: variant of the recipe, changes, against, seeds.
 OF_DEPTH = {
   # The depth 0 of an earlier search: validation hardly tells it from the recipe's.
   'sasrec_dropout_50': ('plain', {
-    **DROPOUT_50, 'pretrain.train.batch_rows': 32, 'pretrain.train.ema': 0.0,
+    **DROPOUT[0.5], 'pretrain.train.batch_rows': 32, 'pretrain.train.ema': 0.0,
     'pretrain.train.eval_every_epochs': 1.0, 'pretrain.train.patience': 10}, 'sasrec', (0,)),
   # What a user has is out of the ranking, in training, too; there validation prefers this dropout.
-  'sasrec_removed': ('plain', {**DROPOUT_50, **REMOVED}, 'sasrec', (0, 1)),
+  'sasrec_removed': ('plain', {**DROPOUT[0.5], **REMOVED}, 'sasrec', (0, 1)),
   'lares_removed': ('', REMOVED, 'sasrec_removed', (0, 1)),
 }
 # Ablations of another row than the recipe, where that row is in the table.
@@ -79,8 +81,10 @@ AGAINST = {'no_trajectory_alignment': 'both_alignments', 'no_step_alignment': 'b
 
 
 def get_config(variant: str = ''):
-  if variant not in ('', 'main', 'depth'):
-    raise ValueError(f'{variant}: use no variant, main or depth')
+  if variant not in ('', 'main', 'depth', 'tune'):
+    raise ValueError(f'{variant}: use no variant, main, depth or tune')
+  if variant == 'tune':
+    return tuning(beauty.get_config)
   if variant != 'depth':
     return table(beauty.get_config, ablations=not variant)
   config = depth(beauty.get_config)
@@ -95,32 +99,49 @@ def get_config(variant: str = ''):
 def depth(recipe, seeds_of_long=(0,)):
   """Does depth pay? The recipe's phase one beside depth 0: the same, its parameters, its compute."""
   config = table(recipe, ablations=False)
-  runs = {name: row for name, row in config.runs.items() if name.startswith('sasrec')}
-  for name in ('sasrec_equal_parameters', 'sasrec_equal_compute'):
+  runs = {name: row for name, row in config.runs.items() if name.startswith(('sasrec', 'lares'))}
+  for name in {*LONG} & {*runs}:
     runs[name].seeds = seeds_of_long
-  config.runs = ml_collections.ConfigDict(
-    {**runs, 'lares': {'config': recipe('')}}, sort_keys=False)
+  config.runs = ml_collections.ConfigDict(runs, sort_keys=False)
   return config
+
+
+def tuning(recipe):
+  """Each rival at each dropout, seed 0."""
+  runs = {}
+  for name in (*BACKBONES, 'duorec', 'rearec_erl', 'rearec_prl'):
+    for rate, changes in DROPOUT.items():
+      config = _changed(recipe('plain'), {**BASELINES[name], **changes})
+      runs[f'{name}_{rate * 100:.0f}'] = {'config': config}
+  return _plan(runs, reference=next(iter(runs)), seeds=(0,))
 
 
 def table(recipe, ablations: bool, more=()):
   """The comparison of whatever `recipe('')` and `recipe('plain')` give; `more` are backbones."""
   baselines, backbones = {**BASELINES, **dict(more)}, {**BACKBONES, **dict(more)}
-  runs = {name: {'config': _changed(recipe('plain'), changes)} for name, changes in baselines.items()}
-  runs['lares'] = {'config': _changed(recipe(''), {'phases': ALL})}
-  runs['lares_phase_one'] = {'of': 'lares', 'phase': 'pretrain'}
-  runs['lares_phase_two'] = {'of': 'lares', 'phase': 'posttrain', 'against': 'lares_phase_one'}
+  tuned = lambda name: DROPOUT[TUNED[name]] if name in TUNED else {}
+  runs = {name: {'config': _changed(recipe('plain'), {**changes, **tuned(name)})}
+          for name, changes in baselines.items()}
+  for name in LONG:
+    runs[name]['seeds'] = (0,)
+  runs['lares'] = {'config': recipe('')}
   if ablations:
+    runs['lares_phase_two'] = {'config': _changed(recipe(''), {'phases': ALL}), 'phase': 'posttrain',
+                               'against': 'lares', 'seeds': (0,)}
     for name, changes in backbones.items():  # the plug-in: each backbone under LARES
       runs[f'lares_{name}'] = {'config': _changed(recipe(''), changes), 'against': name, 'seeds': (0,)}
     for name, changes in ABLATIONS.items():
       config = _changed(recipe(''), changes)
-      if config != recipe(''):  # else it is the row lares_phase_one itself
-        against = AGAINST.get(name, '')
+      if config != recipe(''):  # else it is the row lares itself
+        against = AGAINST.get(name, 'lares')
         runs[name] = {'config': config, 'seeds': (0,),
-                      'against': against if against in runs else 'lares_phase_one'}
+                      'against': against if against in runs else 'lares'}
+  return _plan(runs)
+
+
+def _plan(runs, reference: str = 'sasrec', seeds=(0, 1, 2)):
   config = ml_collections.ConfigDict(
-    {'reference': 'sasrec', 'seeds': (0, 1, 2), 'data_path': '', 'resamples': 1999})
+    {'reference': reference, 'seeds': seeds, 'data_path': '', 'resamples': 1999})
   config.runs = ml_collections.ConfigDict(runs, sort_keys=False)  # the order of the table
   return config
 

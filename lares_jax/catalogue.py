@@ -95,39 +95,38 @@ class Catalogue:
     With `hidden_MxH` (items, -1 fills) those items are out of the ranking; a target among them
     cannot be recommended, so it is last.
     """
-    if hidden_MxH is None:
-      hidden_MxH = jnp.full((*real_M.shape, 0), -1)
+    hidden = () if hidden_MxH is None else (hidden_MxH,)
 
-    def of_share(share, total, query_MxD, target_M, real_M, hidden_MxH):
+    def of_share(share, total, query_MxD, target_M, real_M, *hidden):
       item_MxD = share.lookup(target_M)
       score_M = total(pair_scores(query_MxD, item_MxD, self.config))
       slack_M = total(tie_slack(query_MxD, item_MxD, self.config))
       rank_M = total(kernels.count_above(
-        share, query_MxD, real_M, target_M, score_M - slack_M, score_M + slack_M, hidden_MxH))
-      last_M = (hidden_MxH == target_M[:, None]).any(axis=1)
-      return jnp.where(last_M, self.items - 1.0, rank_M), None
+        share, query_MxD, real_M, target_M, score_M - slack_M, score_M + slack_M, *hidden))
+      for own_MxH in hidden:
+        rank_M = jnp.where((own_MxH == target_M[:, None]).any(axis=1), self.items - 1.0, rank_M)
+      return rank_M, None
 
     with jax.named_scope('catalogue_ranks'):
-      return self._on_devices(of_share, table_RxD, query_MxD, target_M, real_M, hidden_MxH)[0]
+      return self._on_devices(of_share, table_RxD, query_MxD, target_M, real_M, *hidden)[0]
 
   def top_k(self, query_MxD, real_M, table_RxD, k: int, hidden_MxH=None):
     """The k best items of each query: (scores [M, k] falling, items [M, k]); ties by lower id.
 
     Where fewer than k items are left after `hidden_MxH`, the score is -inf and the id -1.
     """
-    if hidden_MxH is None:
-      hidden_MxH = jnp.full((*real_M.shape, 0), -1)
+    hidden = () if hidden_MxH is None else (hidden_MxH,)
 
-    def of_share(share, total, query_MxD, real_M, hidden_MxH):
+    def of_share(share, total, query_MxD, real_M, *hidden):
       del total
-      own = share_lib.best(share, query_MxD, real_M, k, hidden_MxH)
+      own = share_lib.best(share, query_MxD, real_M, k, *hidden)
       if not self._spread:
         return own, None
       gather = lambda x: jax.lax.all_gather(x, 'catalogue', axis=1, tiled=True)
       return share_lib.best_of(gather(own[0]), gather(own[1]), k), None
 
     with jax.named_scope('catalogue_top_k'):
-      return self._on_devices(of_share, table_RxD, query_MxD, real_M, hidden_MxH)[0]
+      return self._on_devices(of_share, table_RxD, query_MxD, real_M, *hidden)[0]
 
   def lookup(self, table_RxD, item_BxL) -> jax.Array:
     """Embeddings of the items [B, L, D]; of a split table, only these rows cross the wire."""

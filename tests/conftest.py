@@ -2,13 +2,15 @@
 once in a session."""
 
 import atexit
+import importlib.metadata
 import os
 import shutil
 import tempfile
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
-os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_cpu_use_fusion_emitters=false'
+if importlib.metadata.version('jaxlib') < '0.11':  # later ones end the process: they know no such flag
+  os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_cpu_use_fusion_emitters=false'
 
 # The workers of a session share its compiled programs.
 if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:

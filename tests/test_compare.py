@@ -270,16 +270,16 @@ def test_training_seconds_add_up_over_starts(tmp_path):
   ({'seeds': ()}, r'seeds=\(\)'),
   ({'seeds': (1, 1)}, 'different whole numbers'),
   ({'seed': (1,)}, r'config\.seed does not exist.*config\.seeds'),
-  ({'runs.lares_phase_one.of': 'laers'}, r"lares_phase_one\.of='laers'"),
-  ({'runs.lares_phase_one.phase': 'select'}, 'use pretrain or posttrain'),
+  ({'runs.again': {'of': 'laers'}}, r"again\.of='laers'"),
+  ({'runs.lares_phase_two.phase': 'select'}, 'use pretrain or posttrain'),
   ({'runs.lares_phase_two.against': 'none'}, r"against='none' is not a run"),
   ({'runs.sasrec.of': 'lares'}, 'give config, or of=NAME'),
   ({'runs.a/b': {'of': 'lares'}}, 'names a directory'),
-  ({'runs.lares_phase_two.of': 'sasrec'}, r'config\.runs\.sasrec does not train it'),
+  ({'runs.again': {'of': 'sasrec', 'phase': 'posttrain'}}, r'config\.runs\.sasrec does not train it'),
   ({'runs.sasrec.config.model.width': 3}, r'runs\.sasrec\.config\.model\.width does not exist'),
 ), ids=lambda x: next(iter(x)) if isinstance(x, dict) else '')
 def test_a_faulty_plan_is_refused_by_its_key(change, said):
-  config = compare_beauty.get_config('main')
+  config = compare_beauty.get_config()
   config.unlock()
   for path, value in change.items():
     *way, last = path.split('.')
@@ -295,7 +295,7 @@ def test_the_plans_of_this_project_are_sound():
   for module in (compare_beauty, compare_ml100k):
     plan = comparison.plan_of(module.get_config())
     assert plan.runs[plan.reference].config.depth.mean == 0
-    assert plan.against('lares_phase_two') == 'lares_phase_one'
+    assert plan.against('lares_phase_two') == 'lares' and plan.runs['lares'].config.phases == 'pretrain'
     assert next(iter(plan.runs)) == plan.reference, 'the reference comes first'
     configs = {str(row.config) for row in plan.runs.values() if row.config}
     assert len(configs) == sum(row.config is not None for row in plan.runs.values()), 'two rows alike'

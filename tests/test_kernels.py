@@ -92,9 +92,8 @@ def of_kernel(kernel, share, query, target, real, bounds, lse, g, h):
 
 
 def forward_of_plain(share, query, target, real, bounds):
-  no_items = jnp.zeros((len(query), 0), int)
   return (*kernels.likelihood(share, query, target, real),
-          plain.count_above(share, query, real, target, *bounds, no_items))
+          plain.count_above(share, query, real, target, *bounds))
 
 
 @pytest.fixture(scope='module', params=SETTINGS)
@@ -173,8 +172,7 @@ def three_passes(config):
   def run(table, query, target, real):
     share, g = Share(table, 0, R, config), jnp.where(real, 1.0, 0.0)
     lse, score = kernels.likelihood(share, query, target, real)
-    rank = kernels.count_above(
-      share, query, real, target, score, score, jnp.zeros((M, 0), int))
+    rank = kernels.count_above(share, query, real, target, score, score)
     return lse * g, score, rank * g, *kernels.gradients(share, query, target, real, lse, g, -g)
   return run
 
@@ -191,6 +189,9 @@ def test_the_functions_of_the_catalogue_by_kernel():
   ('auto', 'tpu', False), ('auto', 'cuda', False), ('auto', 'cpu', False),
   ('pallas', 'tpu', True), ('pallas', 'cuda', True), ('plain', 'tpu', False)])
 def test_the_kernel_is_chosen_by_platform(kernel, platform, calls):
+  if (kernel, platform) == ('pallas', 'cuda') and jax.default_backend() != 'gpu' and (
+      jax.__version_info__ >= (0, 11)):
+    pytest.skip('from jax 0.11 on a Triton call is lowered only where a GPU is')
   query, table, target, real = arrays()
   traced = jax.jit(three_passes(CatalogueConfig(kernel=kernel))).trace(table, query, target, real)
   text = traced.lower(lowering_platforms=(platform,)).as_text()

@@ -72,9 +72,9 @@ def _port() -> int:
 
 
 def _environment(devices: int = 1, **more: str) -> dict[str, str]:
+  xla = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count={devices}'
   return {**os.environ, 'JAX_PLATFORMS': 'cpu', 'PLATFORM': 'cpu', 'PYTHON': sys.executable,
-          'XLA_FLAGS': f'{os.environ["XLA_FLAGS"]} --xla_force_host_platform_device_count={devices}',
-          **more}
+          'XLA_FLAGS': xla, **more}
 
 
 def _arguments(data, workdir, *more: str) -> list[str]:
