@@ -7,7 +7,8 @@ Each run goes to WORKDIR/NAME/seed_SEED. What is finished is left alone; stopped
 the same command goes on where it was. The table is printed and written to WORKDIR/compare.md, .csv
 and .json: the test at the depth chosen on validation, what it costs, and the difference in NDCG@10
 from the row it stands against, with interval and p-value (see significance.py). The last row is
-popularity in training. --keep=DIR copies what the table is made of, without checkpoints (Beauty: some
+popularity in training. --finished trains nothing: the table is of what is there, and the rest is
+named. --keep=DIR copies what the table is made of, without checkpoints (Beauty: some
 150 KB a run); a copy of DIR as workdir gives the same table again. A config names
 
     runs        name -> config (of another config file), or of=NAME to look at that row's runs again;
@@ -41,6 +42,8 @@ _CONFIG = config_flags.DEFINE_config_file('config', help_string='A file configs/
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Where runs and table go.')
 _KEEP = flags.DEFINE_string('keep', None, 'Where copies of the finished runs go, without checkpoints.')
 
+_FINISHED = flags.DEFINE_bool('finished', False, 'Train nothing; show the runs that are finished.')
+
 HISTORIES = ('ranked', 'removed')
 _NOTHING = dict.fromkeys(('against', 'difference', 'relative', 'low', 'high', 'p', 'p_holm'))
 
@@ -53,7 +56,10 @@ def main(argv: list[str]) -> None:
   with processes.joined():
     plan = comparison.plan_of(_CONFIG.value)
     experiments = comparison.start(plan, workdir)
-    comparison.train(experiments)
+    if _FINISHED.value:
+      plan, experiments = comparison.finished_part(plan, experiments)
+    else:
+      comparison.train(experiments)
     if _KEEP.value and processes.first():
       comparison.keep(experiments, pathlib.Path(_KEEP.value))
     write(plan, compare(plan, experiments), workdir)

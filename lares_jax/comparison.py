@@ -124,6 +124,29 @@ def train(experiments: Mapping[str, Sequence[Experiment]]) -> None:
     jax.clear_caches()  # the next run compiles its own
 
 
+def finished_part(plan: Plan, experiments: Mapping[str, Sequence[Experiment]]
+                  ) -> tuple[Plan, dict[str, list[Experiment]]]:
+  """Rows with a finished run, of these runs alone; what is left out is printed.
+
+  A row whose own is not there stands against the reference.
+
+  Raises:
+    InputError: of the reference no run is finished.
+  """
+  done = {name: [e for e in runs if finished(e)] for name, runs in experiments.items()}
+  for name, runs in experiments.items():
+    missing = [str(e.config.seed) for e in runs if e not in done[name]]
+    if missing and not plan.runs[name].of:
+      print(f'not finished: {name}, seed {", ".join(missing)}')
+  if not done[plan.reference]:
+    raise InputError(f'{plan.reference}: no run of it is finished, and the others stand against it; '
+                     'train it first, or name another with --config.reference')
+  found = {name: runs for name, runs in done.items() if runs}
+  against = lambda name: plan.against(name) if plan.against(name) in found else ''
+  rows = {name: dataclasses.replace(plan.runs[name], against=against(name)) for name in found}
+  return dataclasses.replace(plan, runs=rows), found
+
+
 def keep(experiments: Mapping[str, Sequence[Experiment]], directory: pathlib.Path) -> None:
   """Copies what the table is made of: neither checkpoints, nor where the data set was prepared.
 

@@ -48,8 +48,8 @@ def evaluate(experiment: Experiment) -> None:
   own = f'{phase}_depth'  # missing while the phase is still in training
   chosen = int(ranks[own]) if own in ranks else result['depth']
   rank_SxTxM = np.stack([
-    experiment.evaluator.ranks(params, _SPLIT.value, depths, draw=draw,
-                               exclude_history=history == 'removed') for draw in range(_DRAWS.value)])
+    experiment.evaluator.ranks(params, _SPLIT.value, depths, history=history, draw=draw)
+    for draw in range(_DRAWS.value)])
   by_draw = [{d: metrics.summary(r) for d, r in zip(depths, rank_TxM)} for rank_TxM in rank_SxTxM]
   print(report.depth_table(by_draw[0], chosen, f'{_SPLIT.value}, history {history}'))
   out = {'workdir': str(experiment.workdir), 'phase': phase, 'step': step, 'split': _SPLIT.value,

@@ -220,9 +220,7 @@ class Experiment:
 
   def validate(self, params) -> dict[str, float]:
     """Validation metrics at the mean recurrence."""
-    c = self.config
-    rank_1xM = self.evaluator.ranks(
-      params, 'valid', (c.depth.mean,), exclude_history=c.evaluate.history == 'removed')
+    rank_1xM = self.evaluator.ranks(params, 'valid', (self.config.depth.mean,))
     return metrics.summary(rank_1xM[0])
 
   def pretraining(self) -> Phase:

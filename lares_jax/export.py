@@ -171,9 +171,7 @@ def _metrics(experiment: Experiment, recommender: Recommender, params: dict[str,
   for name in {'item', 'text'} & padded.keys():
     spare = experiment.catalogue.rows - len(padded[name])
     padded[name] = jnp.pad(padded[name], [(0, spare), (0, 0)])
-  removed = experiment.config.evaluate.history == 'removed'
-  rank_1xM = experiment.evaluator.ranks(
-    padded, 'test', (recommender.depth,), exclude_history=removed)
+  rank_1xM = experiment.evaluator.ranks(padded, 'test', (recommender.depth,))
   narrow, full = metrics.summary(rank_1xM[0]), result['test_at_depth']
   change = {name: narrow[name] - full[name] for name in full}
   return {'result': result, 'test_at_depth': {'float32': full, table: narrow, 'change': change}}

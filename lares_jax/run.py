@@ -13,6 +13,7 @@ from lares_jax.experiment import Experiment
 from lares_jax.files import write_arrays, write_json
 from lares_jax.training import loop, processes
 from lares_jax.training.checkpoint import Checkpoints
+from lares_jax.training.evaluation import History
 
 
 def train(experiment: Experiment) -> dict:
@@ -84,16 +85,15 @@ def finish(experiment: Experiment, seconds: float) -> dict:
 def _outcome(experiment: Experiment, params) -> tuple[int, dict[str, Any], dict[str, np.ndarray]]:
   """The depth chosen on validation, metrics by split and depth, and ranks at the chosen depth."""
   evaluator, depths = experiment.evaluator, experiment.depths
-  ranks_of = lambda split, history, depths: evaluator.ranks(
-    params, split, depths, exclude_history=history == 'removed')
   mine = experiment.config.evaluate.history
-  other = 'ranked' if mine == 'removed' else 'removed'
-  rank_TxM = {split: ranks_of(split, mine, depths) for split in ('valid', 'test')}
+  other: History = 'ranked' if mine == 'removed' else 'removed'
+  rank_TxM = {split: evaluator.ranks(params, split, depths) for split in ('valid', 'test')}
   by_depth = {split: {d: metrics.summary(r) for d, r in zip(depths, ranks)}
               for split, ranks in rank_TxM.items()}
   depth = max(depths, key=lambda d: by_depth['valid'][d]['ndcg@10'])
   ranks = {}
   for split in ('valid', 'test'):
     ranks[f'{split}_{mine}'] = rank_TxM[split][depths.index(depth)].astype(np.float32)
-    ranks[f'{split}_{other}'] = ranks_of(split, other, (depth,))[0].astype(np.float32)
+    of_other = evaluator.ranks(params, split, (depth,), history=other)
+    ranks[f'{split}_{other}'] = of_other[0].astype(np.float32)
   return depth, by_depth, ranks

@@ -265,6 +265,24 @@ def test_training_seconds_add_up_over_starts(tmp_path):
   assert training_seconds(tmp_path, ('pretrain', 'posttrain')) == pytest.approx(5 + 10 + 18)
 
 
+def test_what_is_finished_makes_a_table_of_its_own(store, tmp_path, capsys):
+  plan = _plan(store, seeds=(0, 1))
+  other = dataclasses.replace(plan.runs['plain'], against='lares', seeds=(5,))
+  plan = dataclasses.replace(plan, runs={**plan.runs, 'other': other})
+  experiments = comparison.start(plan, tmp_path)
+  with pytest.raises(InputError, match='plain: no run of it is finished'):
+    comparison.finished_part(plan, experiments)
+  for experiment in (experiments['plain'][1], experiments['other'][0]):
+    _pretend(experiment)
+  capsys.readouterr()
+  some, found = comparison.finished_part(plan, experiments)
+  said = capsys.readouterr().out
+  assert said == 'not finished: plain, seed 0\nnot finished: lares, seed 0, 1\n'
+  assert found == {'plain': experiments['plain'][1:], 'other': experiments['other']}
+  by_run = {line['run']: line for line in compare.compare(some, found) if line['history'] == 'ranked'}
+  assert [*by_run] == ['plain', 'other', 'popularity'] and by_run['other']['against'] == 'plain'
+
+
 @pytest.mark.parametrize('change, said', (
   ({'reference': 'none'}, r"config\.reference='none' is not a run; there are"),
   ({'seeds': ()}, r'seeds=\(\)'),

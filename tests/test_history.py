@@ -19,6 +19,7 @@ from lares_jax.model.lares import Lares, ModelConfig, at_places
 from lares_jax.objectives import history
 from lares_jax.objectives.pretrain import Draw, Pretrain, PretrainConfig
 from lares_jax.scoring import CatalogueConfig
+from lares_jax.studies import quality
 
 
 @pytest.mark.parametrize('rows, similarity', (('packed', 'dot'), ('packed', 'cos'), ('prefix', 'dot')))
@@ -103,14 +104,16 @@ def test_a_run_that_removes_the_history_chooses_by_what_is_left(tmp_path):
   experiment = Experiment.start(config, str(tmp_path / 'run'))
   result = run.train(experiment)
   params, seen, _ = experiment.best('pretrain')
-  by = {hide: experiment.evaluator.ranks(params, 'valid', (2, result['depth']), exclude_history=hide)
-        for hide in (False, True)}
+  by = {history: experiment.evaluator.ranks(params, 'valid', (2, result['depth']), history=history)
+        for history in ('ranked', 'removed')}
   ranks = np.load(experiment.workdir / 'ranks.npz')
-  for name, hide in (('ranked', False), ('removed', True)):
-    np.testing.assert_array_equal(ranks[f'pretrain_valid_{name}'], by[hide][1].astype(np.float32))
-  hit = (by[True][0] < 10).mean()
+  for name, of_history in by.items():
+    np.testing.assert_array_equal(ranks[f'pretrain_valid_{name}'], of_history[1].astype(np.float32))
+  measured = quality.measure(experiment, params, 'valid', 2)
+  np.testing.assert_array_equal(measured.rank_TxM[1], by['removed'][0], 'the study ranks as evaluate')
+  hit = (by['removed'][0] < 10).mean()
   assert result['history'] == 'removed' and seen['recall@10'] == pytest.approx(hit)
-  assert hit != (by[False][0] < 10).mean(), 'targets may be in the history here, and are last then'
+  assert hit != (by['ranked'][0] < 10).mean(), 'targets may be in the history here, and are last then'
 
 
 @pytest.mark.parametrize('changes', (

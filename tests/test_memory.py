@@ -86,16 +86,16 @@ def test_train_step(store, phase, tile, kept):
     (state, phase.reference, jax.tree.map(np.asarray, batch), draw), kept or 8)
 
 
-@pytest.mark.parametrize('exclude', (False, True))
-def test_evaluation(store, monkeypatch, exclude):
+@pytest.mark.parametrize('history', ('ranked', 'removed'))
+def test_evaluation(store, monkeypatch, history):
   experiment = _experiment(store, 32)
   params, evaluator = experiment.init_params(), experiment.evaluator
   inner = type(evaluator).batch_ranks.__wrapped__
 
   def walked(params, batch, draw, depths):
     _check(lambda params, batch: inner(evaluator, params, batch, draw, depths), (params, batch))
-    return np.zeros((len(depths), *batch.target_BxA.shape))
+    return np.zeros((len(depths), batch.target_BxA.size))
 
   monkeypatch.setattr(type(evaluator), 'batch_ranks', staticmethod(walked))
   evaluator = dataclasses.replace(evaluator)
-  evaluator.ranks(params, 'test', (1, 2, 4), exclude_history=exclude)
+  evaluator.ranks(params, 'test', (1, 2, 4), history=history)

@@ -101,7 +101,7 @@ def test_recall_is_that_of_evaluation(run, exclude_history):
   rank_M = run.rank_M
   if exclude_history:
     evaluator = Experiment.load(run.workdir).evaluator
-    rank_M = evaluator.ranks(run.recommender.params, 'test', (2,), exclude_history=True)[0]
+    rank_M = evaluator.ranks(run.recommender.params, 'test', (2,), history='removed')[0]
   hit_M = hits(run.recommender, run.store, exclude_history=exclude_history)
   assert hit_M.mean() == metrics.summary(rank_M)['recall@10']
   np.testing.assert_array_equal(hit_M, rank_M < 10)

@@ -274,6 +274,12 @@ class EvalBatch(NamedTuple):
   index_BxA: Array  # which of the caller's histories this is; -1 fills
   hidden_BxAxH: Array  # items to leave out of the ranking, -1 fills; or None
 
+  @property
+  def hidden_MxH(self) -> Array | None:
+    """The same in one line."""
+    hidden = self.hidden_BxAxH
+    return None if hidden is None else hidden.reshape(-1, hidden.shape[-1])
+
 
 def eval_batches(items_N, first_M, end_M, target_M, config: DataConfig, batch_rows: int,
                  hide: bool = False, clock: Clock = NO_TIMES):

@@ -5,7 +5,8 @@
 
 Writes to --output (WORKDIR/depth if not given) the tables cost, fit, quality, adaptive and width
 (.csv, .json, .md), a plot of each question (.png, .svg), and report.html, which holds all of it.
-Quality is that of ranking all items, the history's too, whatever the config's evaluate.history says.
+Quality ranks the history or removes it as the run's evaluate.history says; a user's ten best, whose
+settling is watched, are of all items.
 --profile adds profile/, a trace for xprof or TensorBoard. The rule of adaptive depth that validation
 chose goes to WORKDIR/adaptive.json, from where `recommend --depth=adaptive` takes it.
 """

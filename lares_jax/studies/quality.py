@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 
 from lares_jax import metrics, report
 from lares_jax.adaptive import CRITERIA, Rule, changes, one_step
@@ -15,15 +14,14 @@ from lares_jax.data.batches import EvalBatch
 from lares_jax.experiment import Experiment
 from lares_jax.model.lares import at_places
 from lares_jax.studies.cost import PerUser, catalogue_flops
-from lares_jax.training import sharding
-from lares_jax.training.evaluation import Evaluator, begin, user_vectors
+from lares_jax.training.evaluation import Evaluator, begin, ranks_of_stack, user_vectors
 
 KEPT = 0.995  # of the best depth's NDCG@10 on validation; the margin is for test to keep 99%
 _LEVELS = np.linspace(0.05, 0.95, 10)  # quantiles of a step's changes that serve as thresholds
 
 
 class Measured(NamedTuple):
-  """Every step of every target of a split, histories ranked like any other item."""
+  """Every step of every target of a split."""
 
   rank_TxM: np.ndarray
   settled_TxM: np.ndarray  # the ten best, in order, are those of the last step from here on
@@ -38,29 +36,11 @@ def sample(experiment: Experiment, split: str, users: int) -> np.ndarray:
 
 def measure(experiment: Experiment, params, split: str, most: int, users: int = 0) -> Measured:
   """One run to depth `most`, looked at after each step."""
-  step = functools.partial(_every_step, experiment.evaluator, most)
-  rank, item, change = _over(experiment, params, split, users, step)
+  step = functools.partial(_every_step, experiment.evaluator, most, params)
+  rank, item, change = experiment.evaluator.over(step, split, sample(experiment, split, users))
   same_TxM = (item == item[-1]).all(axis=-1)
   settled_TxM = np.logical_and.accumulate(same_TxM[::-1])[::-1]
   return Measured(rank, settled_TxM, change)
-
-
-def _over(experiment: Experiment, params, split: str, users: int, function):
-  """`function(params, batch)`, a tree of arrays [X, B * A, ..], over a split: [X, M, ..]."""
-  chosen_M = sample(experiment, split, users)
-  parts, index = [], []
-  bar = tqdm.tqdm(total=len(chosen_M), desc=split, unit='user', leave=False, disable=None)
-  for batch in experiment.evaluator.batches(split, chosen_M):
-    index_M = batch.index_BxA.reshape(-1)
-    batch = sharding.put_batch(batch._replace(index_BxA=None), experiment.mesh)
-    out = jax.device_get(function(params, batch))
-    real_M = index_M >= 0
-    parts.append(jax.tree.map(lambda x, real=real_M: x[:, : len(real)][:, real], out))
-    index.append(index_M[real_M])
-    bar.update(int(real_M.sum()))
-  bar.close()
-  order_M = np.argsort(np.concatenate(index))
-  return jax.tree.map(lambda *x: np.concatenate(x, axis=1)[:, order_M], *parts)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -76,7 +56,8 @@ def _every_step(evaluator: Evaluator, most: int, params, batch: EvalBatch):
     new_BxLxD = one_step(e.model, params, h_BxLxD, rows, z_BxLxD)
     change, item_MxK = changes(
       e.catalogue, params['item'], at_last(z_BxLxD), at_last(new_BxLxD), real_M)
-    rank_M = e.catalogue.ranks(at_last(new_BxLxD), target_M, real_M, params['item'])
+    rank_M = e.catalogue.ranks(at_last(new_BxLxD), target_M, real_M, params['item'],
+                               batch.hidden_MxH)
     return new_BxLxD, (rank_M, item_MxK, change)
 
   return jax.lax.scan(step, z_BxLxD, None, length=most)[1]
@@ -156,8 +137,8 @@ def _at(measured: Measured, step_M: np.ndarray) -> np.ndarray:
 def width_lines(experiment: Experiment, params, depths: Sequence[int], widths: Sequence[int],
                 users: int, cost: PerUser) -> list[dict[str, Any]]:
   """Test quality of the mean user vector over n draws of the initial state, at each depth."""
-  step = functools.partial(_of_draws, experiment.evaluator, tuple(depths), tuple(widths))
-  rank_XxM = _over(experiment, params, 'test', users, step)
+  step = functools.partial(_of_draws, experiment.evaluator, tuple(depths), tuple(widths), params)
+  rank_XxM = experiment.evaluator.over(step, 'test', sample(experiment, 'test', users))
   lines, start = [], cost.at(0)['mflops_per_user']
   for n, width in enumerate(widths):
     for d, depth in enumerate(depths):
@@ -182,5 +163,4 @@ def _of_draws(evaluator: Evaluator, depths, widths, params, batch: EvalBatch):
   _, total_NxTxMxD = jax.lax.scan(more, jnp.zeros(shape), jnp.arange(max(widths)))
   mean_WxTxMxD = jnp.stack([total_NxTxMxD[n - 1] / n for n in widths])
   mean_XxMxD = mean_WxTxMxD.reshape(-1, *shape[1:])
-  wide = lambda x_BxA: jnp.broadcast_to(x_BxA.reshape(-1), mean_XxMxD.shape[:2])
-  return e.catalogue.ranks(mean_XxMxD, wide(batch.target_BxA), wide(batch.scored_BxA), params['item'])
+  return ranks_of_stack(e.catalogue, mean_XxMxD, batch, params['item'])

@@ -18,6 +18,8 @@ from lares_jax.errors import InputError
 from lares_jax.model.lares import Lares, at_places, initial_state
 from lares_jax.training import sharding
 
+History = Literal['ranked', 'removed']  # whether a user's own items stay in the ranking
+
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
@@ -25,7 +27,7 @@ class EvaluationConfig:
 
   batch_rows: int = 128
   depths: tuple[int, ...] = (1, 2, 4, 8, 12, 16)
-  history: Literal['ranked', 'removed'] = 'ranked'  # in what validation chooses by
+  history: History = 'ranked'  # in what validation chooses by
   noise_seed: int = 0  # of Z_0; the spread over draws is reported by `evaluate --draws`
 
   def __post_init__(self):
@@ -46,54 +48,73 @@ class Evaluator:
   mesh: jax.sharding.Mesh
   clock: Clock = Clock()
 
-  def ranks(self, params, split: str, depths: tuple[int, ...], *, exclude_history: bool = False,
+  def ranks(self, params, split: str, depths: tuple[int, ...], *, history: History | None = None,
             draw: int = 0) -> np.ndarray:
     """Ranks [depth, M] of the split's targets, in the order of `store.targets(split)`.
 
-    All depths come from one run to the deepest: a state at depth 4 is on the way to depth 16.
+    All depths come from one run to the deepest: a state at depth 4 is on the way to depth 16. The
+    history is ranked or removed as the config says, unless `history` does.
     """
-    count = len(self.store.targets(split)[0])
-    out = np.full((len(depths), count), np.nan)
-    bar = tqdm.tqdm(total=count, desc=f'evaluate {split}', unit='user', leave=False,
-                    disable=not sys.stderr.isatty())
-    pending: list[tuple[np.ndarray, jax.Array]] = []
+    if not len(self.store.targets(split)[0]):
+      return np.zeros((len(depths), 0))
+    function = lambda batch: self.batch_ranks(params, batch, np.int32(draw), depths)
+    return self.over(function, split, history=history).astype(np.float64)
+
+  def over(self, function, split: str, chosen_M=slice(None), *, history: History | None = None) -> Any:
+    """`function(batch)`, a tree of arrays [X, B * A, ..], over a split's targets: a tree of [X, M, ..].
+
+    `chosen_M` are those of `store.targets(split)` that count, at least one.
+    """
+    parts, index = [], []
+    pending: list[tuple[np.ndarray, Any]] = []
+    bar = tqdm.tqdm(total=len(self.store.targets(split)[0][chosen_M]), desc=f'evaluate {split}',
+                    unit='user', leave=False, disable=not sys.stderr.isatty())
 
     def collect():
-      index_BxA, rank = pending.pop(0)
-      real = index_BxA >= 0
-      out[:, index_BxA[real]] = np.asarray(rank)[:, : len(real)][:, real]
-      bar.update(int(real.sum()))
+      index_M, out = pending.pop(0)
+      real_M = index_M >= 0
+      parts.append(jax.tree.map(lambda x: np.asarray(x)[:, : len(real_M)][:, real_M], out))
+      index.append(index_M[real_M])
+      bar.update(int(real_M.sum()))
 
-    for batch in self.batches(split, exclude_history=exclude_history):
-      index_BxA, batch = batch.index_BxA, batch._replace(index_BxA=None)
-      batch = sharding.put_batch(batch, self.mesh)
-      pending.append((index_BxA, self.batch_ranks(params, batch, np.int32(draw), depths)))
+    for batch in self.batches(split, chosen_M, history=history):
+      index_M = batch.index_BxA.reshape(-1)
+      batch = sharding.put_batch(batch._replace(index_BxA=None), self.mesh)
+      pending.append((index_M, function(batch)))
       if len(pending) > 1:  # read a result only once the next batch is under way
         collect()
     while pending:
       collect()
     bar.close()
-    return out
+    order_M = np.argsort(np.concatenate(index))
+    return jax.tree.map(lambda *x: np.concatenate(x, axis=1)[:, order_M], *parts)
 
-  def batches(self, split: str, chosen_M=slice(None), rows: int = 0, *, exclude_history: bool = False):
+  def batches(self, split: str, chosen_M=slice(None), rows: int = 0, *,
+              history: History | None = None):
     """Batches of the split's targets, or of some of them; of `config.batch_rows` rows if 0."""
     items_N = self.store.items_N
     user_M, index_M = (x[chosen_M] for x in self.store.targets(split))
+    hide = (history or self.config.history) == 'removed'
     return eval_batches(items_N, self.store.offsets[user_M], index_M, items_N[index_M], self.data,
-                        rows or self.config.batch_rows, exclude_history, self.clock)
+                        rows or self.config.batch_rows, hide, self.clock)
 
   @functools.partial(jax.jit, static_argnums=(0, 4))
   def batch_ranks(self, params, batch: EvalBatch, draw, depths):
-    """Ranks [depth, B, A] of one batch's targets."""
+    """Ranks [depth, B * A] of one batch's targets."""
     start = begin(self.model, params, batch.rows, self.config.noise_seed, draw)
     states = user_vectors(self.model, params, batch.rows, batch.place_BxA, start, depths)
-    count, shape = len(depths), batch.target_BxA.shape
-    flat = lambda x_BxA: x_BxA.reshape(-1, *x_BxA.shape[2:])
-    wide = lambda x_BxA: jnp.broadcast_to(flat(x_BxA), (count, *flat(x_BxA).shape))
-    hidden = None if batch.hidden_BxAxH is None else wide(batch.hidden_BxAxH)
-    rank_TxM = self.catalogue.ranks(states.reshape(count, -1, states.shape[-1]), wide(batch.target_BxA),
-                                    wide(batch.scored_BxA), params['item'], hidden)
-    return sharding.everywhere(rank_TxM.reshape(count, *shape), self.mesh)
+    rank_TxM = ranks_of_stack(self.catalogue, states.reshape(len(depths), -1, states.shape[-1]), batch,
+                              params['item'])
+    return sharding.everywhere(rank_TxM, self.mesh)
+
+
+def ranks_of_stack(catalogue: Catalogue, vector_XxMxD, batch: EvalBatch, table_RxD) -> jax.Array:
+  """Ranks [X, M] of the batch's targets under each of X user vectors of every history."""
+  count, hidden_MxH = len(vector_XxMxD), batch.hidden_MxH
+  wide = lambda x_M: jnp.broadcast_to(x_M, (count, *x_M.shape))
+  return catalogue.ranks(
+    vector_XxMxD, wide(batch.target_BxA.reshape(-1)), wide(batch.scored_BxA.reshape(-1)), table_RxD,
+    None if hidden_MxH is None else wide(hidden_MxH))
 
 
 @functools.partial(jax.jit, static_argnums=0)
