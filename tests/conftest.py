@@ -9,6 +9,8 @@ import tempfile
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
+# References are float32; a GPU would round the factors of its products to ten bits.
+os.environ.setdefault('JAX_DEFAULT_MATMUL_PRECISION', 'highest')
 if importlib.metadata.version('jaxlib') < '0.11':  # later ones end the process: they know no such flag
   os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_cpu_use_fusion_emitters=false'
 
