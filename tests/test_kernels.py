@@ -10,6 +10,7 @@ from lares_jax import share as plain
 from lares_jax.kernels import gpu, tpu
 from lares_jax.scoring import CatalogueConfig, pair_scores, tie_slack
 from lares_jax.share import Share
+from lares_jax.studies import catalogue
 
 M, R, D = 150, 300, 24  # nothing fits a tile, a block or a power of two
 FIRST, ITEMS = 5, 295  # this share begins with item 5 and ends with ten rows of padding
@@ -205,3 +206,12 @@ def test_hidden_items_take_the_plain_pass():
   count = lambda kernel: kernels.count_above(
     Share(jnp.asarray(table), 0, R, CatalogueConfig(kernel=kernel)), query, real, *bounds, hidden)
   np.testing.assert_array_equal(count('pallas'), count('plain'))
+
+
+def test_the_benchmark_compares_what_it_times(monkeypatch):
+  monkeypatch.setattr(catalogue, 'SIZES', ((24, 40, 8),))
+  monkeypatch.setattr(catalogue, '_ceilings', lambda dtype: {'operations': 1e9, 'exponentials': 1e9})
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  plain, kernel = catalogue.run(CatalogueConfig(), rounds=1)
+  assert (plain['kernel'], kernel['kernel']) == ('plain', 'pallas')
+  assert plain['from plain'] == '0e+00' and 0 < float(kernel['from plain']) < 0.02
