@@ -4,10 +4,11 @@
         --config.data_path=../shared/data/beauty.txt
     python -m lares_jax.compare --config=configs/compare_beauty.py:main ...      # no ablations
     python -m lares_jax.compare --config=configs/compare_beauty.py:depth ...     # does depth pay?
+    python -m lares_jax.compare --config=configs/compare_beauty.py:tune ...      # the rivals' dropout
 
-The last takes three hours on one CPU core; its table stands in configs/results/beauty_depth.md, and
-configs/results/beauty_depth, copied to its workdir, gives it again with nothing trained. Of the others
-a row takes 10 to 40 minutes a seed by estimate; those of FMLP-Rec and BSARec hours.
+configs/results/beauty holds what is trained: copied to the workdir, the command trains only the rest,
+or with --finished nothing. A run takes 10 to 30 minutes on one CPU core, ReaRec-PRL an hour and a half;
+FMLP-Rec and BSARec, with a row for every target, take hours there and 1 to 4 minutes on a GPU.
 
 Not here: TedRec and HSTU with times, for this log has neither titles nor times (rows of
 compare_ml100k.py); BERT4Rec, which needs masked rows, a mask item and bidirectional attention of its
@@ -31,7 +32,8 @@ BACKBONES: dict[str, dict] = {
 DROPOUT = {rate: {'model.embed_dropout': rate, 'model.pre_dropout': rate} for rate in (0.2, 0.35, 0.5)}
 # What validation chose of these for each rival, at seed 0 (variant tune; searches.md).
 TUNED = {'hstu': 0.5, 'hstu_times': 0.5, 'gru4rec': 0.5, 'fmlp': 0.2, 'bsarec': 0.5}
-LONG = ('sasrec_equal_parameters', 'sasrec_equal_compute', 'rearec_erl', 'rearec_prl')  # of one seed
+LONG = ('sasrec_equal_parameters', 'sasrec_equal_compute', 'rearec_erl', 'rearec_prl',
+        'lares_aligned')  # of one seed
 REAREC = {'model.core_layers': 1, 'model.thoughts': 2, 'depth.mean': 2,  # 2 steps, as published
           'depth.distribution': 'constant', 'evaluate.depths': (1, 2), **PAIRS}
 # What each row changes in the recipe's depth-0 backbone, or in LARES.
@@ -46,12 +48,9 @@ BASELINES: dict[str, dict] = {
   'rearec_prl': {'model.reasoner': 'prl', **REAREC},
 }
 CONSTANT = {'depth.distribution': 'constant'}
-BOTH = {'pretrain.loss.alpha': 0.1, 'pretrain.loss.gamma': 0.1, **PAIRS}
 ABLATIONS = {
-  'both_alignments': BOTH,
-  'no_trajectory_alignment': {**BOTH, 'pretrain.loss.alpha': 0.0},
-  'no_step_alignment': {**BOTH, 'pretrain.loss.gamma': 0.0},
-  'no_alignment': {'pretrain.loss.alpha': 0.0, 'pretrain.loss.gamma': 0.0},
+  'no_trajectory_alignment': {'pretrain.loss.gamma': 0.1, **PAIRS},
+  'no_step_alignment': {'pretrain.loss.alpha': 0.1, **PAIRS},
   'no_pre_block': {'model.pre_layers': 0},
   **{f'combine_{name}': {'model.combine': name} for name in ('add', 'concat', 'gated')},
   **{f'initial_{name}': {'model.initial': name} for name in ('normal', 'zero', 'normal_zero')},
@@ -76,7 +75,7 @@ OF_DEPTH = {
   'lares_removed': ('', REMOVED, 'sasrec_removed', (0, 1)),
 }
 # Ablations of another row than the recipe, where that row is in the table.
-AGAINST = {'no_trajectory_alignment': 'both_alignments', 'no_step_alignment': 'both_alignments',
+AGAINST = {'no_trajectory_alignment': 'lares_aligned', 'no_step_alignment': 'lares_aligned',
            'untied_equal_compute': 'depth_constant', 'untied_equal_parameters': 'depth_constant'}
 
 
@@ -99,7 +98,8 @@ def get_config(variant: str = ''):
 def depth(recipe, seeds_of_long=(0,)):
   """Does depth pay? The recipe's phase one beside depth 0: the same, its parameters, its compute."""
   config = table(recipe, ablations=False)
-  runs = {name: row for name, row in config.runs.items() if name.startswith(('sasrec', 'lares'))}
+  names = 'sasrec', 'sasrec_equal_parameters', 'sasrec_equal_compute', 'lares'
+  runs = {name: config.runs[name] for name in names}
   for name in {*LONG} & {*runs}:
     runs[name].seeds = seeds_of_long
   config.runs = ml_collections.ConfigDict(runs, sort_keys=False)
@@ -122,9 +122,12 @@ def table(recipe, ablations: bool, more=()):
   tuned = lambda name: DROPOUT[TUNED[name]] if name in TUNED else {}
   runs = {name: {'config': _changed(recipe('plain'), {**changes, **tuned(name)})}
           for name, changes in baselines.items()}
+  runs['lares'] = {'config': recipe('')}
+  runs['lares_aligned'] = {'config': recipe('aligned')}
   for name in LONG:
     runs[name]['seeds'] = (0,)
-  runs['lares'] = {'config': recipe('')}
+  for other in ('lares', 'duorec', 'bsarec'):
+    runs[f'aligned_to_{other}'] = {'of': 'lares_aligned', 'against': other}
   if ablations:
     runs['lares_phase_two'] = {'config': _changed(recipe(''), {'phases': ALL}), 'phase': 'posttrain',
                                'against': 'lares', 'seeds': (0,)}
