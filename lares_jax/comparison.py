@@ -128,7 +128,7 @@ def finished_part(plan: Plan, experiments: Mapping[str, Sequence[Experiment]]
                   ) -> tuple[Plan, dict[str, list[Experiment]]]:
   """Rows with a finished run, of these runs alone; what is left out is printed.
 
-  A row whose own is not there stands against the reference.
+  A row whose `against` is left out stands against the reference.
 
   Raises:
     InputError: of the reference no run is finished.
