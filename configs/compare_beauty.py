@@ -49,8 +49,8 @@ BASELINES: dict[str, dict] = {
 }
 CONSTANT = {'depth.distribution': 'constant'}
 ABLATIONS = {
-  'no_trajectory_alignment': {'pretrain.loss.gamma': 0.1, **PAIRS},
-  'no_step_alignment': {'pretrain.loss.alpha': 0.1, **PAIRS},
+  'no_trajectory_alignment': {'pretrain.loss.alpha': 0.0},
+  'no_step_alignment': {'pretrain.loss.gamma': 0.0},
   'no_pre_block': {'model.pre_layers': 0},
   **{f'combine_{name}': {'model.combine': name} for name in ('add', 'concat', 'gated')},
   **{f'initial_{name}': {'model.initial': name} for name in ('normal', 'zero', 'normal_zero')},
@@ -134,9 +134,9 @@ def table(recipe, ablations: bool, more=()):
     for name, changes in backbones.items():  # the plug-in: each backbone under LARES
       runs[f'lares_{name}'] = {'config': _changed(recipe(''), changes), 'against': name, 'seeds': (0,)}
     for name, changes in ABLATIONS.items():
-      config = _changed(recipe(''), changes)
+      against = AGAINST.get(name, 'lares')
+      config = _changed(recipe('aligned' if against == 'lares_aligned' else ''), changes)
       if config != recipe(''):  # else it is the row lares itself
-        against = AGAINST.get(name, 'lares')
         runs[name] = {'config': config, 'seeds': (0,),
                       'against': against if against in runs else 'lares'}
   return _plan(runs)

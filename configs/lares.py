@@ -24,18 +24,20 @@ def get_config(variant: str = ''):
   config.posttrain.train.eval_every_epochs = 0.25
   config.posttrain.train.patience = 5
   config.posttrain.train.optimizer.learning_rate = 1e-5
-  return {'': lambda x: x, 'plain': _plain, 'aligned': _aligned}[variant](config)
+  if variant == 'plain':
+    _plain(config)
+  elif variant == 'aligned':
+    _aligned(config)
+  return config
 
 
 def _plain(config):
   """The same backbone without reasoning, trained as carefully: transformer at depth 0 is SASRec."""
   config.depth.mean = 0
   config.model.embed_dropout = config.model.pre_dropout = 0.35
-  return config
 
 
 def _aligned(config):
   """With both alignments, as published: better in the end, and four times as long to train."""
   config.pretrain.loss.alpha = config.pretrain.loss.gamma = 0.1
   config.pretrain.train.pairs = 512
-  return config

@@ -95,38 +95,37 @@ class Catalogue:
     With `hidden_MxH` (items, -1 fills) those items are out of the ranking; a target among them
     cannot be recommended, so it is last.
     """
-    hidden = () if hidden_MxH is None else (hidden_MxH,)
 
-    def of_share(share, total, query_MxD, target_M, real_M, *hidden):
+    def of_share(share, total, query_MxD, target_M, real_M, hidden_MxH):
       item_MxD = share.lookup(target_M)
       score_M = total(pair_scores(query_MxD, item_MxD, self.config))
       slack_M = total(tie_slack(query_MxD, item_MxD, self.config))
       rank_M = total(kernels.count_above(
-        share, query_MxD, real_M, target_M, score_M - slack_M, score_M + slack_M, *hidden))
-      for own_MxH in hidden:
-        rank_M = jnp.where((own_MxH == target_M[:, None]).any(axis=1), self.items - 1.0, rank_M)
+        share, query_MxD, real_M, target_M, score_M - slack_M, score_M + slack_M, hidden_MxH))
+      if hidden_MxH is not None:
+        last_M = (hidden_MxH == target_M[:, None]).any(axis=1)
+        rank_M = jnp.where(last_M, self.items - 1.0, rank_M)
       return rank_M, None
 
     with jax.named_scope('catalogue_ranks'):
-      return self._on_devices(of_share, table_RxD, query_MxD, target_M, real_M, *hidden)[0]
+      return self._on_devices(of_share, table_RxD, query_MxD, target_M, real_M, hidden_MxH)[0]
 
   def top_k(self, query_MxD, real_M, table_RxD, k: int, hidden_MxH=None):
     """The k best items of each query: (scores [M, k] falling, items [M, k]); ties by lower id.
 
     Where fewer than k items are left after `hidden_MxH`, the score is -inf and the id -1.
     """
-    hidden = () if hidden_MxH is None else (hidden_MxH,)
 
-    def of_share(share, total, query_MxD, real_M, *hidden):
+    def of_share(share, total, query_MxD, real_M, hidden_MxH):
       del total
-      own = share_lib.best(share, query_MxD, real_M, k, *hidden)
+      own = share_lib.best(share, query_MxD, real_M, k, hidden_MxH)
       if not self._spread:
         return own, None
       gather = lambda x: jax.lax.all_gather(x, 'catalogue', axis=1, tiled=True)
       return share_lib.best_of(gather(own[0]), gather(own[1]), k), None
 
     with jax.named_scope('catalogue_top_k'):
-      return self._on_devices(of_share, table_RxD, query_MxD, real_M, *hidden)[0]
+      return self._on_devices(of_share, table_RxD, query_MxD, real_M, hidden_MxH)[0]
 
   def lookup(self, table_RxD, item_BxL) -> jax.Array:
     """Embeddings of the items [B, L, D]; of a split table, only these rows cross the wire."""
@@ -192,13 +191,14 @@ class Catalogue:
     """Runs `function(share, total, queries, *others)` on every device, for its rows and queries.
 
     `total` sums over the shares. The function gets [M, ..] arrays, all axes before M merged into
-    it, and returns what belongs to the queries and what belongs to the table's rows, or None.
+    it, and returns what belongs to the queries and what belongs to the table's rows, or None. Of the
+    others, too, some may be None.
     """
 
     def one(share, total, query_XxMxD, *others):
       lead = query_XxMxD.shape[:-1]
       flat = lambda x: x.reshape(math.prod(lead), *x.shape[len(lead):])
-      of_queries, of_rows = function(share, total, *map(flat, (query_XxMxD, *others)))
+      of_queries, of_rows = function(share, total, *jax.tree.map(flat, (query_XxMxD, *others)))
       return jax.tree.map(lambda x: x.reshape(*lead, *x.shape[1:]), of_queries), of_rows
 
     if not self._spread:

@@ -20,7 +20,7 @@ named. --keep=DIR copies what the table is made of, without checkpoints (Beauty:
 
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import numpy as np
@@ -36,15 +36,15 @@ from lares_jax.experiment import Experiment
 from lares_jax.model.lares import GIVEN
 from lares_jax.studies.cost import flops_per_user
 from lares_jax.training import processes
+from lares_jax.training.evaluation import History
 from lares_jax.training.log import training_seconds
 
 _CONFIG = config_flags.DEFINE_config_file('config', help_string='A file configs/compare_*.py.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Where runs and table go.')
 _KEEP = flags.DEFINE_string('keep', None, 'Where copies of the finished runs go, without checkpoints.')
-
 _FINISHED = flags.DEFINE_bool('finished', False, 'Train nothing; show the runs that are finished.')
 
-HISTORIES = ('ranked', 'removed')
+HISTORIES = get_args(History)
 _NOTHING = dict.fromkeys(('against', 'difference', 'relative', 'low', 'high', 'p', 'p_holm'))
 
 

@@ -185,7 +185,7 @@ def objective(share: Share, function, query_MxD, target_M, real_M, with_M):
   return logprob_M, *pull_query(d_query_MxD), *pull_item(d_item_RxD)
 
 
-def _hide(scores_mxK, start, hidden_mxH=None):
+def _hide(scores_mxK, start, hidden_mxH):
   """Scores with each query's hidden items (ids, -1 fills) at -inf; no [M, V] mask is built."""
   if hidden_mxH is None:
     return scores_mxK
@@ -196,15 +196,15 @@ def _hide(scores_mxK, start, hidden_mxH=None):
   return scores_mxK.at[row_mx1, column_mxH].set(-jnp.inf, mode='drop')
 
 
-def count_above(share: Share, query_MxD, real_M, target_M, low_M, high_M, *hidden):
+def count_above(share: Share, query_MxD, real_M, target_M, low_M, high_M, hidden_MxH=None):
   """Items of the share but the target that score above `high`, half of those from `low` on [M].
 
-  A NaN score counts as above; items `hidden` [M, H] (-1 fills), if given, do not count.
+  A NaN score counts as above; items of `hidden_MxH` (-1 fills), if given, do not count.
   """
 
-  def of_tile(_, query_mxD, target_m, low_m, high_m, *hidden_mxH):
+  def of_tile(_, query_mxD, target_m, low_m, high_m, hidden_mxH):
     def step(i, rank_m):
-      scores_mxK = _hide(share.scores(query_mxD, i), share.item(i)[0], *hidden_mxH)
+      scores_mxK = _hide(share.scores(query_mxD, i), share.item(i)[0], hidden_mxH)
       # Written with "not below" so that a comparison with NaN counts against the target.
       above_mxK = 0.5 * ~(scores_mxK < low_m[:, None]) + 0.5 * ~(scores_mxK <= high_m[:, None])
       other_mxK = share.fresh(i) & (share.item(i) != target_m[:, None])
@@ -212,16 +212,16 @@ def count_above(share: Share, query_MxD, real_M, target_M, low_M, high_M, *hidde
 
     return None, jax.lax.fori_loop(0, share.count, step, jnp.zeros(target_m.shape[0]))
 
-  queries = query_MxD, target_M, low_M, high_M, *hidden
+  queries = query_MxD, target_M, low_M, high_M, hidden_MxH
   return _by_tile(of_tile, share.config.tile, real_M, queries)[1]
 
 
-def best(share: Share, query_MxD, real_M, k: int, *hidden):
+def best(share: Share, query_MxD, real_M, k: int, hidden_MxH=None):
   """The k best items of the share: (scores [M, k] falling, items [M, k]); ties by lower id."""
 
-  def of_tile(_, query_mxD, *hidden_mxH):
+  def of_tile(_, query_mxD, hidden_mxH):
     def step(i, best):
-      scores_mxK = _hide(share.scores(query_mxD, i), share.item(i)[0], *hidden_mxH)
+      scores_mxK = _hide(share.scores(query_mxD, i), share.item(i)[0], hidden_mxH)
       scores_mxK = jnp.where(share.fresh(i) & ~jnp.isnan(scores_mxK), scores_mxK, -jnp.inf)
       score_mxk, column_mxk = jax.lax.top_k(scores_mxK, min(k, share.block))
       both = jnp.concatenate([best[0], score_mxk], axis=1)
@@ -232,7 +232,7 @@ def best(share: Share, query_MxD, real_M, k: int, *hidden):
     first = jnp.full((rows, k), -jnp.inf), jnp.full((rows, k), -1)
     return None, jax.lax.fori_loop(0, share.count, step, first)
 
-  return _by_tile(of_tile, share.config.tile, real_M, (query_MxD, *hidden))[1]
+  return _by_tile(of_tile, share.config.tile, real_M, (query_MxD, hidden_MxH))[1]
 
 
 def best_of(score_MxN, item_MxN, k: int):

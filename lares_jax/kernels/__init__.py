@@ -76,11 +76,12 @@ def gradients(share: Share, query_MxD, target_M, real_M, lse_M, g_lse_M, g_targe
     kernel, interpret, share, query_MxD, target_M, real_M, lse_M, g_lse_M, g_target_M))
 
 
-def count_above(share: Share, query_MxD, real_M, target_M, low_M, high_M, *hidden) -> jax.Array:
+def count_above(
+    share: Share, query_MxD, real_M, target_M, low_M, high_M, hidden_MxH=None) -> jax.Array:
   """As `share.count_above`; where there are items to hide, it is that."""
   of_plain = lambda: plain.count_above(
-    share, query_MxD, real_M, target_M, low_M, high_M, *hidden)
-  if hidden:
+    share, query_MxD, real_M, target_M, low_M, high_M, hidden_MxH)
+  if hidden_MxH is not None:
     return of_plain()
   return _choose(share, of_plain, lambda kernel, interpret: forward(
     kernel, interpret, share, query_MxD, target_M, real_M, (low_M, high_M), wanted=False)[0])
