@@ -7,8 +7,8 @@
     python -m lares_jax.compare --config=configs/compare_beauty.py:tune ...      # the rivals' dropout
 
 configs/results/beauty holds what is trained: copied to the workdir, the command trains only the rest,
-or with --finished nothing. A run takes 10 to 30 minutes on one CPU core, ReaRec-PRL an hour and a half;
-FMLP-Rec and BSARec, with a row for every target, take hours there and 1 to 4 minutes on a GPU.
+or with --finished nothing. A run takes 10 to 30 minutes on one CPU core, LARES and ReaRec-PRL more than
+an hour; FMLP-Rec and BSARec, with a row for every target, take hours there and 1 to 4 minutes on a GPU.
 
 Not here: TedRec and HSTU with times, for this log has neither titles nor times (rows of
 compare_ml100k.py); BERT4Rec, which needs masked rows, a mask item and bidirectional attention of its
@@ -32,8 +32,7 @@ BACKBONES: dict[str, dict] = {
 DROPOUT = {rate: {'model.embed_dropout': rate, 'model.pre_dropout': rate} for rate in (0.2, 0.35, 0.5)}
 # What validation chose of these for each rival, at seed 0 (variant tune; searches.md).
 TUNED = {'hstu': 0.5, 'hstu_times': 0.5, 'gru4rec': 0.5, 'fmlp': 0.2, 'bsarec': 0.5}
-LONG = ('sasrec_equal_parameters', 'sasrec_equal_compute', 'rearec_erl', 'rearec_prl',
-        'lares_aligned')  # of one seed
+LONG = ('sasrec_equal_parameters', 'sasrec_equal_compute', 'rearec_prl')  # of one seed
 REAREC = {'model.core_layers': 1, 'model.thoughts': 2, 'depth.mean': 2,  # 2 steps, as published
           'depth.distribution': 'constant', 'evaluate.depths': (1, 2), **PAIRS}
 # What each row changes in the recipe's depth-0 backbone, or in LARES.
@@ -45,7 +44,8 @@ BASELINES: dict[str, dict] = {
   'duorec': {'pretrain.loss.alpha': 0.1, 'pretrain.loss.gamma': 0.1,
              'pretrain.loss.gamma_view': 'dropout', **PAIRS},
   'rearec_erl': {'model.reasoner': 'erl', **REAREC},
-  'rearec_prl': {'model.reasoner': 'prl', **REAREC},
+  # Published contrast 1: at .0016 on validation after four epochs, with .1 at .0167 (searches.md).
+  'rearec_prl': {'model.reasoner': 'prl', **REAREC, 'pretrain.rearec.contrast': 0.1},
 }
 CONSTANT = {'depth.distribution': 'constant'}
 ABLATIONS = {
@@ -72,10 +72,10 @@ OF_DEPTH = {
     'pretrain.train.eval_every_epochs': 1.0, 'pretrain.train.patience': 10}, 'sasrec', (0,)),
   # What a user has is out of the ranking, in training, too; there validation prefers this dropout.
   'sasrec_removed': ('plain', {**DROPOUT[0.5], **REMOVED}, 'sasrec', (0, 1)),
-  'lares_removed': ('', REMOVED, 'sasrec_removed', (0, 1)),
+  'lares_removed': ('quick', REMOVED, 'sasrec_removed', (0, 1)),
 }
-# Ablations of another row than the recipe, where that row is in the table.
-AGAINST = {'no_trajectory_alignment': 'lares_aligned', 'no_step_alignment': 'lares_aligned',
+# What an ablation changes and stands against, where it is not the quick recipe.
+AGAINST = {'no_trajectory_alignment': 'lares', 'no_step_alignment': 'lares',
            'untied_equal_compute': 'depth_constant', 'untied_equal_parameters': 'depth_constant'}
 
 
@@ -91,14 +91,15 @@ def get_config(variant: str = ''):
     config.runs[name] = ml_collections.ConfigDict(
       {'config': _changed(beauty.get_config(kind), changes), 'against': against, 'seeds': seeds})
   for other in ('equal_compute', 'dropout_50'):
-    config.runs[f'lares_to_{other}'] = {'of': 'lares', 'against': f'sasrec_{other}'}
+    for name in ('lares_quick', 'lares'):
+      config.runs[f'{name}_to_{other}'] = {'of': name, 'against': f'sasrec_{other}'}
   return config
 
 
 def depth(recipe, seeds_of_long=(0,)):
   """Does depth pay? The recipe's phase one beside depth 0: the same, its parameters, its compute."""
   config = table(recipe, ablations=False)
-  names = 'sasrec', 'sasrec_equal_parameters', 'sasrec_equal_compute', 'lares'
+  names = 'sasrec', 'sasrec_equal_parameters', 'sasrec_equal_compute', 'lares_quick', 'lares'
   runs = {name: config.runs[name] for name in names}
   for name in {*LONG} & {*runs}:
     runs[name].seeds = seeds_of_long
@@ -117,28 +118,32 @@ def tuning(recipe):
 
 
 def table(recipe, ablations: bool, more=()):
-  """The comparison of whatever `recipe('')` and `recipe('plain')` give; `more` are backbones."""
+  """The comparison of what `recipe` gives of '', 'quick' and 'plain'; `more` are backbones.
+
+  Ablations are of the quick recipe, but for those of the alignments.
+  """
   baselines, backbones = {**BASELINES, **dict(more)}, {**BACKBONES, **dict(more)}
   tuned = lambda name: DROPOUT[TUNED[name]] if name in TUNED else {}
   runs = {name: {'config': _changed(recipe('plain'), {**changes, **tuned(name)})}
           for name, changes in baselines.items()}
+  runs['lares_quick'] = {'config': recipe('quick')}
   runs['lares'] = {'config': recipe('')}
-  runs['lares_aligned'] = {'config': recipe('aligned')}
   for name in LONG:
     runs[name]['seeds'] = (0,)
-  for other in ('lares', 'duorec', 'bsarec'):
-    runs[f'aligned_to_{other}'] = {'of': 'lares_aligned', 'against': other}
+  for other in ('lares_quick', 'duorec', 'bsarec'):
+    runs[f'lares_to_{other}'] = {'of': 'lares', 'against': other}
   if ablations:
     runs['lares_phase_two'] = {'config': _changed(recipe(''), {'phases': ALL}), 'phase': 'posttrain',
-                               'against': 'lares', 'seeds': (0,)}
+                               'against': 'lares', 'seeds': (1, 2)}
     for name, changes in backbones.items():  # the plug-in: each backbone under LARES
-      runs[f'lares_{name}'] = {'config': _changed(recipe(''), changes), 'against': name, 'seeds': (0,)}
+      for kind, variant in (('quick', 'quick'), ('lares', '')):
+        config = _changed(recipe(variant), changes)
+        runs[f'{kind}_{name}'] = {'config': config, 'against': name, 'seeds': (0,)}
     for name, changes in ABLATIONS.items():
-      against = AGAINST.get(name, 'lares')
-      config = _changed(recipe('aligned' if against == 'lares_aligned' else ''), changes)
-      if config != recipe(''):  # else it is the row lares itself
-        runs[name] = {'config': config, 'seeds': (0,),
-                      'against': against if against in runs else 'lares'}
+      against = AGAINST.get(name, 'lares_quick')
+      config = _changed(recipe('' if against == 'lares' else 'quick'), changes)
+      if config != recipe('quick'):  # else it is that row itself
+        runs[name] = {'config': config, 'seeds': (0,), 'against': against}
   return _plan(runs)
 
 

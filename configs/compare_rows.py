@@ -1,4 +1,4 @@
-"""Does packing cost accuracy? LARES on 4,000 users of Beauty, in packed and in prefix rows.
+"""Does packing cost accuracy? LARES (:quick) on 4,000 users of Beauty, in packed and in prefix rows.
 
     python -m configs.compare_rows ../shared/data/beauty.txt runs/beauty4000.txt
     python -m lares_jax.compare --config=configs/compare_rows.py --workdir=runs/compare_rows \
@@ -28,7 +28,7 @@ def get_config():
 
 
 def _rows(kind: str, batch: int):
-  config = beauty.get_config()
+  config = beauty.get_config('quick')
   config.update_from_flattened_dict({
     'data.rows': kind, 'data.max_history': 10, 'model.positions': 10, 'depth.mean': 2,
     'evaluate.depths': (2, 4), 'pretrain.train.batch_rows': batch, 'pretrain.train.epochs': 50,

@@ -3,10 +3,9 @@
     python -m lares_jax.compare --config=configs/depth_study.py --workdir=runs/depth_study \
         --config.data_path=../shared/data/beauty.txt [--config.seeds=0,1,2]
 
-Each row is the recipe of configs/beauty.py with one thing changed, against the recipe itself (r4).
-Depth is chosen on validation for each row from what it can be expected to use, up to 4 r steps.
-Thirteen runs a seed, each as long as one of configs/beauty.py. One seed, the default, says nothing
-about seeds: see significance.py.
+Each row is configs/beauty.py:quick with one thing changed, against that itself (r4). Depth is chosen on
+validation for each row from what it can be expected to use, up to 4 r steps. Thirteen runs a seed, each
+as long as that one. One seed, the default, says nothing about seeds: see significance.py.
 """
 
 import ml_collections
@@ -27,7 +26,7 @@ def get_config(variant: str = ''):
     raise ValueError(f'{variant}: this config has no variants')
   runs = {}
   for name, changes in ROWS.items():
-    config = beauty.get_config()
+    config = beauty.get_config('quick')
     config.update_from_flattened_dict(changes)
     r = config.depth.mean
     config.evaluate.depths = tuple(sorted({1, 2, 4, 8, r, 2 * r, 3 * r, 4 * r}))

@@ -17,7 +17,7 @@ from configs import lares
 
 
 def get_config(variant: str = ''):
-  config = lares.get_config()
+  config = lares.get_config('quick')
   config.data.prepare.user, config.data.prepare.item, config.data.prepare.time = 'user', 'item', 'time'
   config.pretrain.train.patience = 0
   config.pretrain.train.ema = 0.0  # another table

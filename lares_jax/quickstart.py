@@ -26,7 +26,7 @@ def main(argv: list[str]) -> None:
   start = time.time()
   workdir = pathlib.Path(_WORKDIR.value)
   plain = _train('plain', workdir / 'depth_0')
-  lares = _train('', workdir / 'lares')
+  lares = _train('quick', workdir / 'lares')
 
   store = plain.store
   _, index_M = store.targets('test')
@@ -55,7 +55,8 @@ def main(argv: list[str]) -> None:
 
 def _train(variant: str, workdir: pathlib.Path) -> Experiment:
   config = config_lib.typed(quickstart_config.get_config(variant))
-  print(f'training {"the depth-0 backbone" if variant else "LARES"}: see {workdir}/metrics.jsonl')
+  name = 'LARES' if config.depth.mean else 'the depth-0 backbone'
+  print(f'training {name}: see {workdir}/metrics.jsonl')
   experiment = Experiment.start(config, str(workdir))
   run.train(experiment)
   return experiment
