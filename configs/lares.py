@@ -11,8 +11,10 @@ def get_config(variant: str = ''):
   config.phases = 'pretrain'
   config.model.embed_dropout = config.model.pre_dropout = 0.5
   config.model.core_dropout = 0.2  # its steps add up
-  config.pretrain.loss.alpha = config.pretrain.loss.gamma = 0.1
-  config.pretrain.train.pairs = 512
+  # Without alignment: a quarter of the training, ahead for the first half of it, behind at its end.
+  config.pretrain.loss.alpha = config.pretrain.loss.gamma = 0.0 if variant else 0.1
+  if not variant:
+    config.pretrain.train.pairs = 512
   config.pretrain.train.batch_rows = 16  # about 1,000 targets, as published
   config.pretrain.train.ema = 0.999
   config.pretrain.train.eval_every_epochs = 2.0
@@ -24,17 +26,9 @@ def get_config(variant: str = ''):
   config.posttrain.train.eval_every_epochs = 0.25
   config.posttrain.train.patience = 5
   config.posttrain.train.optimizer.learning_rate = 1e-5
-  if variant:
-    _quick(config)
   if variant == 'plain':
     _plain(config)
   return config
-
-
-def _quick(config):
-  """Without alignment: a quarter of the training, ahead for the first half of it, behind at its end."""
-  config.pretrain.loss.alpha = config.pretrain.loss.gamma = 0.0
-  config.pretrain.train.pairs = config_lib.defaults().pretrain.train.pairs
 
 
 def _plain(config):

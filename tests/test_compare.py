@@ -313,13 +313,14 @@ def test_the_plans_of_this_project_are_sound():
   for module in (compare_beauty, compare_ml100k):
     plan = comparison.plan_of(module.get_config())
     assert plan.runs[plan.reference].config.depth.mean == 0
-    assert plan.against('lares_phase_two') == 'lares'
+    assert plan.against('lares_phase_two') == 'lares' and plan.runs['lares'].config.phases == 'pretrain'
     assert plan.runs['lares'].config.aligns and not plan.runs['lares_quick'].config.aligns
     assert next(iter(plan.runs)) == plan.reference, 'the reference comes first'
     configs = {str(row.config) for row in plan.runs.values() if row.config}
     assert len(configs) == sum(row.config is not None for row in plan.runs.values()), 'two rows alike'
     depth = comparison.plan_of(module.get_config('depth'))
     assert depth.runs['lares'].config == plan.runs['lares'].config
+    assert depth.runs['lares'].config.depth.mean > 0 and depth.runs['lares'].config.phases == 'pretrain'
   rows = comparison.plan_of(compare_rows.get_config())
   assert {name: row.config.data.rows for name, row in rows.runs.items()} == {n: n for n in rows.runs}
 
