@@ -17,11 +17,10 @@ own, and with an exact softmax is a SASRec that takes many times as long to trai
 
 import ml_collections
 
-from configs import beauty
+from configs import beauty, lares
 
 ALL = 'pretrain,select,posttrain'
 PREFIX = {'data.rows': 'prefix', 'pretrain.train.batch_rows': 1024}  # a row sees all of itself
-PAIRS = {'pretrain.train.pairs': 512}
 
 BACKBONES: dict[str, dict] = {
   'hstu': {'model.backbone.name': 'hstu'},
@@ -32,17 +31,20 @@ BACKBONES: dict[str, dict] = {
 DROPOUT = {rate: {'model.embed_dropout': rate, 'model.pre_dropout': rate} for rate in (0.2, 0.35, 0.5)}
 # What validation chose of these for each rival, at seed 0 (variant tune; searches.md).
 TUNED = {'hstu': 0.5, 'hstu_times': 0.5, 'gru4rec': 0.5, 'fmlp': 0.2, 'bsarec': 0.5}
-LONG = ('sasrec_equal_parameters', 'sasrec_equal_compute', 'rearec_prl')  # of one seed
+ONE_SEED = 'sasrec_equal_parameters', 'sasrec_equal_compute', 'duorec_equal_compute', 'rearec_prl'
+DUOREC = {**lares.ALIGNED, 'pretrain.loss.gamma_view': 'dropout'}
+EQUAL_COMPUTE = {'model.pre_layers': 10}  # as many layers as depth 4 applies, untied
 REAREC = {'model.core_layers': 1, 'model.thoughts': 2, 'depth.mean': 2,  # 2 steps, as published
-          'depth.distribution': 'constant', 'evaluate.depths': (1, 2), **PAIRS}
+          'depth.distribution': 'constant', 'evaluate.depths': (1, 2),
+          'pretrain.train.pairs': lares.ALIGNED['pretrain.train.pairs']}
 # What each row changes in the recipe's depth-0 backbone, or in LARES.
 BASELINES: dict[str, dict] = {
   'sasrec': {},
   'sasrec_equal_parameters': {'model.pre_layers': 4},
-  'sasrec_equal_compute': {'model.pre_layers': 10},  # as many layers as depth 4 applies, untied
+  'sasrec_equal_compute': EQUAL_COMPUTE,
   **BACKBONES,
-  'duorec': {'pretrain.loss.alpha': 0.1, 'pretrain.loss.gamma': 0.1,
-             'pretrain.loss.gamma_view': 'dropout', **PAIRS},
+  'duorec': DUOREC,
+  'duorec_equal_compute': {**DUOREC, **EQUAL_COMPUTE},
   'rearec_erl': {'model.reasoner': 'erl', **REAREC},
   # Published contrast 1: at .0016 on validation after four epochs, with .1 at .0167 (searches.md).
   'rearec_prl': {'model.reasoner': 'prl', **REAREC, 'pretrain.rearec.contrast': 0.1},
@@ -96,13 +98,11 @@ def get_config(variant: str = ''):
   return config
 
 
-def depth(recipe, seeds_of_long=(0,)):
+def depth(recipe):
   """Does depth pay? The recipe's phase one beside depth 0: the same, its parameters, its compute."""
   config = table(recipe, ablations=False)
   names = 'sasrec', 'sasrec_equal_parameters', 'sasrec_equal_compute', 'lares_quick', 'lares'
   runs = {name: config.runs[name] for name in names}
-  for name in {*LONG} & {*runs}:
-    runs[name].seeds = seeds_of_long
   config.runs = ml_collections.ConfigDict(runs, sort_keys=False)
   return config
 
@@ -128,9 +128,9 @@ def table(recipe, ablations: bool, more=()):
           for name, changes in baselines.items()}
   runs['lares_quick'] = {'config': recipe('quick')}
   runs['lares'] = {'config': recipe('')}
-  for name in LONG:
+  for name in ONE_SEED:
     runs[name]['seeds'] = (0,)
-  for other in ('lares_quick', 'duorec', 'bsarec'):
+  for other in ('lares_quick', 'duorec', 'duorec_equal_compute', 'bsarec'):
     runs[f'lares_to_{other}'] = {'of': 'lares', 'against': other}
   if ablations:
     runs['lares_phase_two'] = {'config': _changed(recipe(''), {'phases': ALL}), 'phase': 'posttrain',

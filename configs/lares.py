@@ -2,6 +2,8 @@
 
 from lares_jax import config as config_lib
 
+ALIGNED = {'pretrain.loss.alpha': 0.1, 'pretrain.loss.gamma': 0.1, 'pretrain.train.pairs': 512}
+
 
 def get_config(variant: str = ''):
   """Defaults of `lares_jax/config.py`, and what the searches of this project changed in them."""
@@ -11,10 +13,10 @@ def get_config(variant: str = ''):
   config.phases = 'pretrain'
   config.model.embed_dropout = config.model.pre_dropout = 0.5
   config.model.core_dropout = 0.2  # its steps add up
-  # Without alignment: a quarter of the training, ahead for the first half of it, behind at its end.
-  config.pretrain.loss.alpha = config.pretrain.loss.gamma = 0.0 if variant else 0.1
-  if not variant:
-    config.pretrain.train.pairs = 512
+  if variant:  # a quarter of the training, ahead for the first half of it, behind at its end
+    config.pretrain.loss.alpha = config.pretrain.loss.gamma = 0.0
+  else:
+    config.update_from_flattened_dict(ALIGNED)
   config.pretrain.train.batch_rows = 16  # about 1,000 targets, as published
   config.pretrain.train.ema = 0.999
   config.pretrain.train.eval_every_epochs = 2.0

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 from tiny import make_config, make_store
 
-from configs import compare_beauty, compare_ml100k, compare_rows, compare_worlds, depth_study
+from configs import compare_beauty, compare_ml100k, compare_rows, depth_study
 from lares_jax import compare, comparison, metrics, run
 from lares_jax.comparison import Plan, Row
 from lares_jax.config import Config
@@ -340,8 +340,7 @@ def _small(config: Config, store, tmp_path) -> Experiment:
 
 
 PLANS = {'beauty': compare_beauty.get_config(), 'ml100k': compare_ml100k.get_config('text'),
-         'rows': compare_rows.get_config(), 'worlds': compare_worlds.get_config(),
-         'depth': depth_study.get_config()}
+         'rows': compare_rows.get_config(), 'depth': depth_study.get_config()}
 
 
 @pytest.mark.parametrize('name', PLANS)
