@@ -114,7 +114,7 @@ def tuning(recipe):
     for rate, changes in DROPOUT.items():
       config = _changed(recipe('plain'), {**BASELINES[name], **changes})
       runs[f'{name}_{rate * 100:.0f}'] = {'config': config}
-  return _plan(runs, reference=next(iter(runs)), seeds=(0,))
+  return plan(runs, reference=next(iter(runs)), seeds=(0,))
 
 
 def table(recipe, ablations: bool, more=()):
@@ -134,7 +134,8 @@ def table(recipe, ablations: bool, more=()):
     runs[f'lares_to_{other}'] = {'of': 'lares', 'against': other}
   if ablations:
     runs['lares_phase_two'] = {'config': _changed(recipe(''), {'phases': ALL}), 'phase': 'posttrain',
-                               'against': 'lares', 'seeds': (1, 2)}
+                               'against': 'lares_phase_one', 'seeds': (1, 2)}
+    runs['lares_phase_one'] = {'of': 'lares_phase_two', 'phase': 'pretrain'}  # of just these seeds
     for name, changes in backbones.items():  # the plug-in: each backbone under LARES
       for kind, variant in (('quick', 'quick'), ('lares', '')):
         config = _changed(recipe(variant), changes)
@@ -144,10 +145,11 @@ def table(recipe, ablations: bool, more=()):
       config = _changed(recipe('' if against == 'lares' else 'quick'), changes)
       if config != recipe('quick'):  # else it is that row itself
         runs[name] = {'config': config, 'seeds': (0,), 'against': against}
-  return _plan(runs)
+  return plan(runs)
 
 
-def _plan(runs, reference: str = 'sasrec', seeds=(0, 1, 2)):
+def plan(runs, reference: str = 'sasrec', seeds=(0, 1, 2)):
+  """The config of a comparison of these rows."""
   config = ml_collections.ConfigDict(
     {'reference': reference, 'seeds': seeds, 'data_path': '', 'resamples': 1999})
   config.runs = ml_collections.ConfigDict(runs, sort_keys=False)  # the order of the table

@@ -12,19 +12,14 @@ import pathlib
 import random
 import sys
 
-import ml_collections
-
-from configs import beauty
+from configs import beauty, compare_beauty
 
 USERS = 4000
 
 
 def get_config():
-  runs = {'prefix': _rows('prefix', 512), 'packed': _rows('packed', 16)}
-  config = ml_collections.ConfigDict(
-    {'reference': 'prefix', 'seeds': (0, 1, 2), 'data_path': '', 'resamples': 1999})
-  config.runs = ml_collections.ConfigDict({name: {'config': c} for name, c in runs.items()})
-  return config
+  runs = {kind: {'config': _rows(kind, batch)} for kind, batch in (('prefix', 512), ('packed', 16))}
+  return compare_beauty.plan(runs, 'prefix')
 
 
 def _rows(kind: str, batch: int):

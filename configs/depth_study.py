@@ -8,9 +8,7 @@ validation for each row from what it can be expected to use, up to 4 r steps. Th
 as long as that one. One seed, the default, says nothing about seeds: see significance.py.
 """
 
-import ml_collections
-
-from configs import beauty
+from configs import beauty, compare_beauty
 
 ROWS = {
   **{f'r{r}': {'depth.mean': r} for r in (4, 1, 2, 8)},
@@ -31,7 +29,4 @@ def get_config(variant: str = ''):
     r = config.depth.mean
     config.evaluate.depths = tuple(sorted({1, 2, 4, 8, r, 2 * r, 3 * r, 4 * r}))
     runs[name] = {'config': config}
-  out = ml_collections.ConfigDict(
-    {'reference': 'r4', 'seeds': (0,), 'data_path': '', 'resamples': 1999})
-  out.runs = ml_collections.ConfigDict(runs, sort_keys=False)  # the order of the table
-  return out
+  return compare_beauty.plan(runs, 'r4', (0,))

@@ -57,10 +57,10 @@ class Variant:
   unit: str
   once: Callable[[], int]
   sizes: dict[str, float] = dataclasses.field(default_factory=dict)  # of a step's program
-  count: int = 0  # what the last unit held
+  counts: list[int] = dataclasses.field(default_factory=list)  # what each unit held
 
   def __call__(self) -> None:
-    self.count = self.once()
+    self.counts.append(self.once())
 
 
 def main(argv: list[str]) -> None:
@@ -81,7 +81,8 @@ def main(argv: list[str]) -> None:
   variants = [makers[w](config) for w in _WHAT.value]
   seconds = timing.in_turns(dict(enumerate(variants)), _ROUNDS.value)
   figures = [_figures(v, seconds[n]) for n, v in enumerate(variants)]
-  print(report.table(list(figures[0]), [[str(x) for x in f.values()] for f in figures]))
+  shown = lambda x: f'{x:,}' if isinstance(x, int | float) else x or ''
+  print(report.table(list(figures[0]), [[shown(x) for x in f.values()] for f in figures]))
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
   device = jax.devices()[0]
   print(f'{device.device_kind}, {jax.device_count()} device(s), depth {_DEPTH.value}; '
@@ -92,14 +93,12 @@ def main(argv: list[str]) -> None:
 
 def _figures(variant: Variant, seconds: list[float]) -> dict[str, Any]:
   median = float(np.median(seconds))
-  out = {'what': variant.name, 'per second': f'{variant.count / median:,.0f} {variant.unit}',
-         'p50 ms': round(median * 1e3, 1),
-         **{f'p{q} ms': round(float(np.percentile(seconds, q)) * 1e3, 1) for q in (95, 99)},
-         'temporaries MiB': '', 'HLO lines': ''}
-  if variant.sizes:
-    out['temporaries MiB'] = round(variant.sizes['temporaries_mib'])
-    out['HLO lines'] = variant.sizes['hlo_lines']
-  return out
+  sizes = variant.sizes
+  return {'what': variant.name, 'unit': variant.unit,
+          'units/s': round(float(np.mean(variant.counts)) / median),
+          **{f'p{q} ms': round(float(np.percentile(seconds, q)) * 1e3, 1) for q in (50, 95, 99)},
+          'temporaries MiB': round(sizes['temporaries_mib']) if sizes else None,
+          'HLO lines': sizes.get('hlo_lines')}
 
 
 def _training(name: str, unit: str, experiment: Experiment, phase: loop.Phase, draw) -> Variant:

@@ -45,7 +45,6 @@ _KEEP = flags.DEFINE_string('keep', None, 'Where copies of the finished runs go,
 _FINISHED = flags.DEFINE_bool('finished', False, 'Train nothing; show the runs that are finished.')
 
 HISTORIES = get_args(History)
-_NOTHING = dict.fromkeys(('against', 'difference', 'relative', 'low', 'high', 'p', 'p_holm'))
 
 
 def main(argv: list[str]) -> None:
@@ -83,12 +82,12 @@ def compare(plan: Plan, experiments: Mapping[str, Sequence[Experiment]]) -> list
       block.append({**line, **cost[name], **_difference(plan, name, scores)})
       bar.update()
     block.append(_popularity(experiments[plan.reference][0], history))
-    tested = [line for line in block if line['p'] is not None]
+    tested = [line for line in block if 'p' in line]
     for line, p in zip(tested, significance.holm([line['p'] for line in tested])):
       line['p_holm'] = p
     lines += block
   bar.close()
-  return lines
+  return pl.DataFrame(lines, infer_schema_length=None).to_dicts()  # what a line lacks is None
 
 
 def _popularity(experiment: Experiment, history: str) -> dict[str, Any]:
@@ -104,9 +103,8 @@ def _popularity(experiment: Experiment, history: str) -> dict[str, Any]:
   value_M = metrics.per_user(rank_M, (10,))
   nothing = dict.fromkeys(('parameters', 'parameters_without_items', 'training_seconds',
                            'flops_per_user'), 0)
-  return {'run': 'popularity', 'history': history, 'seeds': 1, 'depth': '', **nothing, **_NOTHING,
-          **{key: float(value_M[key].mean()) for key in report.SHORT},
-          **{f'{key}_std': None for key in report.SHORT}}
+  return {'run': 'popularity', 'history': history, 'seeds': 1, 'depth': '', **nothing,
+          **{key: float(value_M[key].mean()) for key in report.SHORT}}
 
 
 def _ranks(experiment: Experiment, phase: str) -> tuple[str, Mapping[str, np.ndarray]]:
@@ -126,24 +124,26 @@ def _scores(runs: Sequence[Experiment], phase: str, history: str) -> dict[str, n
 def _difference(plan: Plan, name: str, scores) -> dict[str, Any]:
   other = plan.against(name)
   if other == name:
-    return _NOTHING
+    return {}
   mine, theirs = scores[name]['ndcg@10'], scores[other]['ndcg@10']
   found = significance.difference(mine, theirs, same_runs=plan.source(name) == plan.source(other),
                                   resamples=plan.resamples)
   relative = found.value / theirs.mean() if theirs.any() else None
   return {'against': other, 'difference': found.value, 'relative': relative, 'low': found.low,
-          'high': found.high, 'p': found.p, 'p_holm': None}
+          'high': found.high, 'p': found.p}
 
 
 def _cost(runs: Sequence[Experiment], phase: str) -> dict[str, Any]:
-  """Parameters that are trained, seconds of training steps, FLOPs; means over seeds."""
+  """What validation said and what it cost: parameters that are trained, seconds of training, FLOPs."""
+  valid = [e.result()['validation_by_phase'][_ranks(e, phase)[0]]['ndcg@10'] for e in runs]
   depths = [int(ranks[f'{shown}_depth']) for shown, ranks in (_ranks(e, phase) for e in runs)]
   width, items = runs[0].config.model.backbone.width, runs[0].store.num_items
-  others = sum(int(np.prod(x.shape)) for key, tree in runs[0].abstract_params.items()
+  others = sum(x.size for key, tree in runs[0].abstract_params.items()
                if key not in GIVEN | {'item'} for x in jax.tree.leaves(tree))
   phases = ('pretrain',) if phase == 'pretrain' else ('pretrain', 'posttrain')
   by_depth = {depth: flops_per_user(runs[0], depth) for depth in set(depths)}
-  return {'depth': ', '.join(map(str, sorted(set(depths)))), 'parameters': others + items * width,
+  return {'depth': ', '.join(map(str, sorted(set(depths)))),
+          'validation_ndcg@10': float(np.mean(valid)), 'parameters': others + items * width,
           'parameters_without_items': others,
           'training_seconds': float(np.mean([training_seconds(e.workdir, phases) for e in runs])),
           'flops_per_user': float(np.mean([by_depth[depth] for depth in depths]))}
@@ -162,21 +162,25 @@ def write(plan: Plan, lines: list[dict[str, Any]], workdir: pathlib.Path) -> Non
 
 
 def _markdown(lines: Sequence[Mapping[str, Any]], history: str) -> str:
-  head = ['run', 'seeds', 'depth', *('Recall@10', 'NDCG@10', 'MRR'), 'parameters', 'without items',
-          'training s', 'MFLOPs/user', 'NDCG@10 against', 'difference', '95% interval', 'p', 'p (Holm)']
+  head = ['run', 'seeds', 'depth', 'validation NDCG@10', 'Recall@10', 'NDCG@10', 'MRR',
+          'parameters', 'without items', 'training s', 'MFLOPs/user',
+          'NDCG@10 against', 'difference', '95% interval', 'p', 'p (Holm)']
   cells = []
   for line in lines:
     mean = [f'{line[key]:.4f}' + ('' if line[f'{key}_std'] is None else f' ± {line[f"{key}_std"]:.4f}')
             for key in report.SHORT]
     cost = [f'{line["parameters"]:,}', f'{line["parameters_without_items"]:,}',
             f'{line["training_seconds"]:,.0f}', f'{line["flops_per_user"] / 1e6:,.1f}']
-    cells.append([line['run'], str(line['seeds']), line['depth'], *mean, *cost, *_tested(line)])
+    valid = line['validation_ndcg@10']
+    cells.append([line['run'], str(line['seeds']), line['depth'],
+                  '' if valid is None else f'{valid:.4f}', *mean, *cost, *_tested(line)])
   return (f'Test, history {history}; depth chosen on validation, each by its evaluate.history; mean ± '
-          f'standard deviation over seeds\n\n{report.table(head, cells)}')
+          f'standard deviation over seeds. Validation is at depth.mean, as training watches it.\n\n'
+          f'{report.table(head, cells)}')
 
 
 def _tested(line: Mapping[str, Any]) -> list[str]:
-  if line['p'] is None:
+  if line.get('p') is None:
     return [''] * 5
   relative = '' if line['relative'] is None else f' ({line["relative"]:+.1%})'
   return [line['against'], f'{line["difference"]:+.4f}{relative}',

@@ -55,12 +55,7 @@ def plan_of(config: Mapping[str, Any] | None) -> Plan:
   Raises:
     InputError: there is none, or it has a fault.
   """
-  if config is None:
-    raise InputError('give --config=configs/compare_NAME.py')
-  try:
-    values, runs = dict(config.items()), {}
-  except OSError as error:
-    raise InputError(f'--config: {error}') from None
+  values, runs = config_lib.given(config, 'compare_NAME'), {}
   for name, given in dict(values.pop('runs', {})).items():
     where, fields = f'config.runs.{name}', dict(given.items())
     own = fields.pop('config', None)
@@ -93,7 +88,7 @@ def _check(plan: Plan) -> None:
     if plan.against(name) not in plan.runs:
       raise InputError(f'{where}.against={row.against!r} is not a run; there are {names}')
     seeds = plan.seeds_of(name)
-    if not seeds or len({*seeds}) < len(seeds) or not all(isinstance(s, int) for s in seeds):
+    if not seeds or len({*seeds}) < len(seeds):
       raise InputError(f'{where}: seeds={seeds}: give different whole numbers, such as 0,1,2')
 
 
@@ -128,7 +123,8 @@ def finished_part(plan: Plan, experiments: Mapping[str, Sequence[Experiment]]
                   ) -> tuple[Plan, dict[str, list[Experiment]]]:
   """Rows with a finished run, of these runs alone; what is left out is printed.
 
-  A row whose `against` is left out stands against the reference.
+  A row whose `against` is left out stands against the reference; one that shows another's runs
+  again, to hold them against something else (`of`), is left out with it.
 
   Raises:
     InputError: of the reference no run is finished.
@@ -141,7 +137,8 @@ def finished_part(plan: Plan, experiments: Mapping[str, Sequence[Experiment]]
   if not done[plan.reference]:
     raise InputError(f'{plan.reference}: no run of it is finished, and the others stand against it; '
                      'train it first, or name another with --config.reference')
-  found = {name: runs for name, runs in done.items() if runs}
+  found = {name: runs for name, runs in done.items()
+           if runs and (done[plan.against(name)] or not plan.runs[name].of)}
   against = lambda name: plan.against(name) if plan.against(name) in found else ''
   rows = {name: dataclasses.replace(plan.runs[name], against=against(name)) for name in found}
   return dataclasses.replace(plan, runs=rows), found

@@ -170,10 +170,19 @@ def of_flag(value) -> Config:
   Raises:
     InputError: there is none, its file is missing, or it has a fault.
   """
+  return typed(given(value, 'NAME'))
+
+
+def given(value, example: str) -> dict[str, Any]:
+  """What a --config flag holds, such as configs/EXAMPLE.py.
+
+  Raises:
+    InputError: nothing, or its file is missing.
+  """
   if value is None:
-    raise InputError('give --config=configs/NAME.py')
+    raise InputError(f'give --config=configs/{example}.py')
   try:
-    return typed(value)
+    return dict(value.items())
   except OSError as error:
     raise InputError(f'--config: {error}') from None
 

@@ -29,9 +29,9 @@ def per_user(rank_M: np.ndarray, cutoffs=CUTOFFS) -> dict[str, np.ndarray]:
   return columns
 
 
-def summary(rank_M: np.ndarray, cutoffs=CUTOFFS) -> dict[str, float]:
+def summary(rank_M: np.ndarray) -> dict[str, float]:
   """Means over targets; an empty split has none, said as NaN."""
-  return {k: float(v.mean()) if v.size else float('nan') for k, v in per_user(rank_M, cutoffs).items()}
+  return {k: float(v.mean()) if v.size else float('nan') for k, v in per_user(rank_M).items()}
 
 
 def popularity_ranks(count_V: np.ndarray, target_M: np.ndarray) -> np.ndarray:

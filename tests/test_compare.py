@@ -62,8 +62,10 @@ def _pretend(experiment: Experiment, shift=0.0) -> None:
       ranks |= {f'{phase}_{split}_ranked': rank_M, f'{phase}_{split}_removed': rank_M // 2}
   write_arrays(experiment.workdir / 'ranks.npz', ranks)
   c = experiment.config
-  write_json(experiment.workdir / 'result.json', {'phase': 'posttrain', 'settings': {
-    'phases': c.phases, 'evaluate': dataclasses.asdict(c.evaluate)}})
+  write_json(experiment.workdir / 'result.json', {
+    'phase': 'posttrain', 'validation_by_phase': {
+      phase: metrics.summary(ranks[f'{phase}_valid_ranked']) for phase in ('pretrain', 'posttrain')},
+    'settings': {'phases': c.phases, 'evaluate': dataclasses.asdict(c.evaluate)}})
   (experiment.workdir / 'metrics.jsonl').write_text('')
 
 
@@ -110,6 +112,8 @@ def test_the_table_of_real_runs(trained, capsys):
   assert one['against'] == 'plain' and two['against'] == 'phase_one'
   assert 0 < two['p'] <= two['p_holm'] <= 1
   assert lares['ndcg@10'] in (one['ndcg@10'], two['ndcg@10']), 'the better phase on validation'
+  by_phase = [result['validation_by_phase'][p]['ndcg@10'] for p in ('pretrain', 'posttrain')]
+  assert [one['validation_ndcg@10'], two['validation_ndcg@10']] == pytest.approx(by_phase)
   assert 0 < one['training_seconds'] < two['training_seconds'], 'phase two has phase one behind it'
 
   params = experiments['lares'][0].best('pretrain')[0]
@@ -268,7 +272,9 @@ def test_training_seconds_add_up_over_starts(tmp_path):
 def test_what_is_finished_makes_a_table_of_its_own(store, tmp_path, capsys):
   plan = _plan(store, seeds=(0, 1))
   other = dataclasses.replace(plan.runs['plain'], against='lares', seeds=(5,))
-  plan = dataclasses.replace(plan, runs={**plan.runs, 'other': other})
+  second_look = {name: Row(of='plain', against=name) for name in ('lares', 'other')}
+  plan = dataclasses.replace(plan, runs={**plan.runs, 'other': other, **{
+    f'plain_to_{name}': row for name, row in second_look.items()}})
   experiments = comparison.start(plan, tmp_path)
   with pytest.raises(InputError, match='plain: no run of it is finished'):
     comparison.finished_part(plan, experiments)
@@ -278,9 +284,11 @@ def test_what_is_finished_makes_a_table_of_its_own(store, tmp_path, capsys):
   some, found = comparison.finished_part(plan, experiments)
   said = capsys.readouterr().out
   assert said == 'not finished: plain, seed 0\nnot finished: lares, seed 0, 1\n'
-  assert found == {'plain': experiments['plain'][1:], 'other': experiments['other']}
+  assert found == {'plain': experiments['plain'][1:], 'other': experiments['other'],
+                   'plain_to_other': experiments['plain'][1:]}, 'plain_to_lares would repeat plain'
   by_run = {line['run']: line for line in compare.compare(some, found) if line['history'] == 'ranked'}
-  assert [*by_run] == ['plain', 'other', 'popularity'] and by_run['other']['against'] == 'plain'
+  assert [*by_run] == ['plain', 'other', 'plain_to_other', 'popularity']
+  assert by_run['other']['against'] == 'plain' and by_run['plain_to_other']['against'] == 'other'
 
 
 @pytest.mark.parametrize('change, said', (
@@ -313,7 +321,8 @@ def test_the_plans_of_this_project_are_sound():
   for module in (compare_beauty, compare_ml100k):
     plan = comparison.plan_of(module.get_config())
     assert plan.runs[plan.reference].config.depth.mean == 0
-    assert plan.against('lares_phase_two') == 'lares' and plan.runs['lares'].config.phases == 'pretrain'
+    assert plan.against('lares_phase_two') == 'lares_phase_one'
+    assert plan.runs['lares'].config.phases == 'pretrain'
     assert plan.runs['lares'].config.aligns and not plan.runs['lares_quick'].config.aligns
     assert next(iter(plan.runs)) == plan.reference, 'the reference comes first'
     configs = {str(row.config) for row in plan.runs.values() if row.config}

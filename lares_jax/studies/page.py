@@ -41,8 +41,8 @@ def plots(tables: Mapping[str, Lines], fits: Mapping[str, Fit]) -> dict[str, Plo
   fixed = [line for line in tables['quality'] if line['depth'] != 'oracle']
   test = [line for line in fixed if line['split'] == 'test']
   oracle = [line for line in tables['quality'] if line not in fixed and line['split'] == 'test']
-  programs = {name: [line for line in tables['cost'] if line['program'] == name] for name in fits}
-  kinds = _grouped(tables['adaptive'], 'criterion')
+  programs = grouped(tables['cost'], 'program')
+  kinds = grouped(tables['adaptive'], 'criterion')
   chosen = [line for line in tables['adaptive'] if line['chosen']]
   ndcg = 'NDCG@10, test'
   against = lambda key: [*[_series(kind, lines, key, 'ndcg@10') for kind, lines in kinds.items()],
@@ -57,7 +57,7 @@ def plots(tables: Mapping[str, Lines], fits: Mapping[str, Fit]) -> dict[str, Plo
     'quality': Plot('Quality at each depth; bands are 95% bootstrap intervals over users.',
                     'steps', 'NDCG@10', [
                       _series(split, lines, 'depth', 'ndcg@10', 'ndcg@10')
-                      for split, lines in _grouped(fixed, 'split').items()]),
+                      for split, lines in grouped(fixed, 'split').items()]),
     'cost': Plot('Time for a full batch at each depth, and straight lines through it.', 'steps',
                  'ms a batch, median', latency, x_scale='linear'),
     'adaptive': Plot('Adaptive depth by criterion and threshold beside fixed depth. The oracle knows '
@@ -72,14 +72,15 @@ def plots(tables: Mapping[str, Lines], fits: Mapping[str, Fit]) -> dict[str, Plo
     'width': Plot('The mean user vector over draws of the initial state, depth by depth.',
                   'MFLOPs a user', ndcg, [
                     _series(f'{n} draws', lines, 'mflops_per_user', 'ndcg@10')
-                    for n, lines in _grouped(tables['width'], 'draws').items()]),
+                    for n, lines in grouped(tables['width'], 'draws').items()]),
     'memory': Plot('Temporaries of a program at each depth.', 'steps', 'MiB', [
       _series(name, lines, 'depth', 'temporaries_mib') for name, lines in programs.items()],
                    x_scale='linear'),
   }
 
 
-def _grouped(lines: Lines, key: str) -> dict[Any, list[Mapping[str, Any]]]:
+def grouped(lines: Lines, key: str) -> dict[Any, list[Mapping[str, Any]]]:
+  """The lines by what they have under a key, in order."""
   return {value: [line for line in lines if line[key] == value]
           for value in dict.fromkeys(line[key] for line in lines)}
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import polars as pl
 
@@ -28,9 +29,8 @@ def study(experiment: Experiment, output: pathlib.Path, depths: Sequence[int], w
   tables: Tables = {'cost': cost.programs(experiment, params, depths, repeats)}
   for line in tables['cost']:
     line |= counted.at(line['depth']) if line['program'] == 'inference' else {}
-  fits = {name: cost.fit(*zip(*[(line['depth'], line['full_ms']) for line in tables['cost']
-                                if line['program'] == name], strict=True))
-          for name in dict.fromkeys(line['program'] for line in tables['cost'])}
+  fits = {name: cost.fit(*zip(*[(line['depth'], line['full_ms']) for line in lines], strict=True))
+          for name, lines in page.grouped(tables['cost'], 'program').items()}
   tables['fit'] = [{'program': name, 'ms_at_0': fit.start, 'ms_a_step': fit.each, 'r2': fit.r2,
                     **{f'residual_at_{d}': r for d, r in zip(depths, fit.residuals)}}
                    for name, fit in fits.items()]
@@ -78,27 +78,29 @@ def _facts(experiment: Experiment, tables: Tables, fits: Mapping[str, cost.Fit],
                if line['criterion'] == 'fixed' and line['mean_steps'] == best)
   at = {line['depth']: line for line in tables['quality'] if line['split'] == 'test'}
   name = 'ndcg@10'
-  programs = {p: [line for line in tables['cost'] if line['program'] == p] for p in fits}
-  c = experiment.config
-  carried = c.pretrain.train.batch_rows * c.data.length * c.model.backbone.width * 4 / timing.MIB
+  backbone = experiment.config.model.backbone
+  batch = experiment.pretraining().batches.batch(0)
+  tokens = sum(rows.item_BxL.size for rows in (batch.rows, batch.partner) if rows is not None)
+  carried = tokens * backbone.width * jnp.dtype(backbone.dtype).itemsize / timing.MIB
   span = lambda lines, key: f'{lines[0][key]:,.1f} to {lines[-1][key]:,.1f}'
   each = lambda lines: cost.fit(*zip(*[(p['depth'], p['temporaries_mib']) for p in lines])).each
   share = lambda key: f'{chosen[key] / max(fixed[key], 1e-9):.1%}'
   facts = [
     f'Best fixed depth on validation: {best}; test NDCG@10 {at[best][name]:.4f} '
-    f'({at[best][f"{name}_low"]:.4f} to {at[best][f"{name}_high"]:.4f}), history ranked.',
+    f'({at[best][f"{name}_low"]:.4f} to {at[best][f"{name}_high"]:.4f}), history '
+    f'{experiment.config.evaluate.history}.',
     f'Adaptive depth, {chosen["criterion"]} < {chosen["threshold"]:.3g}: {share(name)} of that NDCG@10 '
     f'with {share("mean_steps")} of the steps ({chosen["mean_steps"]:.2f}) and {share("full_ms")} of '
     f'the time for a full batch of {users} histories ({chosen["full_ms"]:.0f} ms).',
     f'An oracle that knew the best depth of each user: NDCG@10 {at["oracle"][name]:.4f} in '
     f'{at["oracle"]["mean_steps"]:.2f} steps.']
-  for p, lines in programs.items():
+  for p, lines in page.grouped(tables['cost'], 'program').items():
     facts.append(
       f'{p}: {fits[p].start:.1f} ms + {fits[p].each:.2f} ms a step, R² {fits[p].r2:.4f}; from depth '
       f'{lines[0]["depth"]} to {lines[-1]["depth"]}: HLO {lines[0]["hlo_lines"]:,} to '
       f'{lines[-1]["hlo_lines"]:,} lines, compiled in {span(lines, "compile_s")} s, temporaries '
       f'{span(lines, "temporaries_mib")} MiB, {each(lines):.2f} a step.')
-  return [*facts, f'The state that a step of training must carry is {carried:.2f} MiB.']
+  return [*facts, f'The state that a training step must carry, of partners too, is {carried:.2f} MiB.']
 
 
 def _write(output: pathlib.Path, tables: Tables, fits: Mapping[str, cost.Fit],
@@ -106,10 +108,8 @@ def _write(output: pathlib.Path, tables: Tables, fits: Mapping[str, cost.Fit],
   output.mkdir(parents=True, exist_ok=True)
   texts = {}
   for name, lines in tables.items():
-    columns = list(dict.fromkeys(key for line in lines for key in line))
-    frame = pl.DataFrame([{c: line.get(c) for c in columns} for line in lines],
-                         infer_schema_length=None, strict=False)
-    shown = [c for c in columns if not c.endswith(('_low', '_high', '@5', '@20'))]
+    frame = pl.DataFrame(lines, infer_schema_length=None, strict=False)
+    shown = [c for c in frame.columns if not c.endswith(('_low', '_high', '@5', '@20'))]
     texts[name] = shown, [[_cell(line, c) for c in shown] for line in lines]
     files.write(output / f'{name}.csv', frame.write_csv().encode())
     files.write(output / f'{name}.md', (report.table(*texts[name]) + '\n').encode())
