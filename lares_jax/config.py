@@ -139,9 +139,9 @@ class Config:
 
   def _check_rearec(self):
     most = self.model.thoughts
-    if self.depth.mean != most or 'posttrain' in self.phase_list:
+    if not most or self.depth.mean != most or 'posttrain' in self.phase_list:
       raise InputError(f'model.reasoner={self.model.reasoner} thinks model.thoughts={most} times: set '
-                       'depth.mean to this, and leave out posttrain')
+                       'depth.mean to this, above 0, and leave out posttrain')
     if self.catalogue.similarity != 'dot':  # divergence and temperatures take scores as linear
       raise InputError(f'model.reasoner={self.model.reasoner}: needs catalogue.similarity=dot')
 

@@ -185,12 +185,9 @@ class Experiment:
     z0 = np.zeros((*rows.item_BxL.shape, self.config.model.backbone.width), np.float32)
     return self.model.init(key, rows, z0, 1, cap=1)['params']
 
-  def best(self, phase: str) -> tuple[Any, dict[str, float], int]:
-    """(parameters, validation metrics, step) of a phase's best checkpoint."""
-    return self._best_of(self.workdir, phase)
-
-  def _best_of(self, workdir: pathlib.Path, phase: str) -> tuple[Any, dict[str, float], int]:
-    with contextlib.closing(Checkpoints(workdir, phase, read_only=True)) as checkpoints:
+  def best(self, phase: str, workdir: pathlib.Path | None = None) -> tuple[Any, dict[str, float], int]:
+    """(parameters, validation metrics, step) of a phase's best checkpoint, here or in another run."""
+    with contextlib.closing(Checkpoints(workdir or self.workdir, phase, read_only=True)) as checkpoints:
       return checkpoints.restore_best(self.abstract_params)
 
   def reference(self) -> Any:
@@ -210,7 +207,7 @@ class Experiment:
     differing = [d for d in _differing(mine, theirs) if not d.startswith(_OF_TRAINING)]
     if differing:
       raise InputError(f'{phase}.start={start} is another model: {", ".join(differing)}')
-    return self._best_of(other.workdir, 'pretrain')[0]
+    return self.best('pretrain', other.workdir)[0]
 
   def result(self) -> dict[str, Any]:
     file = self.workdir / 'result.json'

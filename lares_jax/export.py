@@ -150,7 +150,7 @@ def serialized(recommender: Recommender, params: dict[str, np.ndarray], platform
       vector_BxD, some_Bx1[:, 0], tree['item'], k, hidden_BxH)
     score_BxK = jnp.where(some_Bx1, score_BxK, params['train_count'][:k])
     item_BxK = jnp.where(some_Bx1, item_BxK, jnp.arange(k))  # numbered by falling popularity
-    return score_BxK, item_BxK, comparable(vector_BxD, scoring)
+    return score_BxK, item_BxK, comparable(vector_BxD, scoring.similarity)
 
   b, h = jax.export.symbolic_shape('b, h', constraints=[f'b <= {_MAX_BATCH}'])
   array = jax.ShapeDtypeStruct

@@ -220,7 +220,7 @@ class Recommender:
     return np.tile(score_K, (count, 1)), np.tile(np.arange(k, dtype=np.int32), (count, 1))
 
   def _comparable(self, x_MxD) -> np.ndarray:
-    return np.asarray(comparable(jnp.asarray(x_MxD), self.catalogue.config))
+    return np.asarray(comparable(jnp.asarray(x_MxD), self.catalogue.config.similarity))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -230,7 +230,7 @@ def encode(model: Lares, params, rows: Rows, noise_seed, depth) -> jax.Array:
   The noise is that of evaluation's first draw, so a history gets the state that evaluation gave it.
   """
   h_BxLxD, z_BxLxD = begin(model, params, rows, noise_seed)
-  if not model.config.core_layers:
+  if not model.config.deepest:
     return h_BxLxD.astype(jnp.float32)
   out: Any = model.apply({'params': params}, h_BxLxD, rows, z_BxLxD, depth, DEEPEST, method='reason')
   return jnp.where(depth > 0, out.state_BxLxD, h_BxLxD).astype(jnp.float32)

@@ -11,6 +11,7 @@ from lares_jax.negatives import SampleConfig
 
 # A tie is a difference within the rounding error of a dot product, relative to |q||e|.
 TIE_TOLERANCE = 2.0**-21
+Dtype = Literal['float32', 'bfloat16']
 Kernel = Literal['auto', 'plain', 'pallas']
 FEW = 64  # queries: with fewer at a time, passing over the table costs more than its products
 
@@ -24,7 +25,7 @@ class CatalogueConfig:
   tile: int = 1024  # queries at a time
   block: int = 2040  # items at a time, at most; a power of two makes CPUs lose a fifth of their speed
   keep: int = 2**22  # scores to keep for the gradient, at most; else blocks are computed again
-  dtype: str = 'float32'  # of the products; sums are float32 always
+  dtype: Dtype = 'float32'  # of the products; sums are float32 always
   loss: Literal['exact', 'sampled', 'gbce'] = 'exact'  # of training; where a catalogue is too large
   sample: SampleConfig = SampleConfig()
   kernel: Kernel = 'auto'  # auto: plain XLA, until a kernel is shown to win
@@ -48,10 +49,10 @@ def unit(x_MxD: jax.Array) -> jax.Array:
   return x_MxD * jax.lax.rsqrt(jnp.maximum(square_Mx1, 1e-24))
 
 
-def comparable(x_MxD: jax.Array, config: CatalogueConfig) -> jax.Array:
+def comparable(x_MxD: jax.Array, similarity: str) -> jax.Array:
   """Vectors as they are compared, float32: of length one for `cos`."""
   x_MxD = x_MxD.astype(jnp.float32)
-  return unit(x_MxD) if config.similarity == 'cos' else x_MxD
+  return unit(x_MxD) if similarity == 'cos' else x_MxD
 
 
 def pair_scores(query_MxD, item_MxD, config: CatalogueConfig) -> jax.Array:
@@ -65,21 +66,19 @@ def block_scores(query_MxD, item_KxD, config: CatalogueConfig) -> jax.Array:
 
 
 def _scores(axes: str, query, item, config: CatalogueConfig) -> jax.Array:
-  return product(axes, comparable(query, config), comparable(item, config), config) / config.tau
+  query, item = (comparable(x, config.similarity) for x in (query, item))
+  return product(axes, query, item, config) / config.tau
 
 
 def product(axes: str, x, y, config: CatalogueConfig) -> jax.Array:
   """The sum of products that `axes` says: factors rounded to `config.dtype`, summed in float32."""
+  # Accelerators would quietly round the factors of a float32 product otherwise.
+  exact = jax.lax.Precision.HIGHEST if config.dtype == 'float32' else None
   return jnp.einsum(axes, x.astype(config.dtype), y.astype(config.dtype),
-                    precision=precision(config), preferred_element_type=jnp.float32)
-
-
-def precision(config: CatalogueConfig) -> jax.lax.Precision | None:
-  """Of products: accelerators would quietly round the factors of a float32 product otherwise."""
-  return jax.lax.Precision.HIGHEST if config.dtype == 'float32' else None
+                    precision=exact, preferred_element_type=jnp.float32)
 
 
 def tie_slack(query_MxD, item_MxD, config: CatalogueConfig) -> jax.Array:
   """How far apart two scores may lie and still tie [M]; a zero item has none."""
-  length_M = lambda x_MxD: jnp.linalg.norm(comparable(x_MxD, config), axis=-1)
+  length_M = lambda x_MxD: jnp.linalg.norm(comparable(x_MxD, config.similarity), axis=-1)
   return TIE_TOLERANCE * length_M(query_MxD) * length_M(item_MxD) / config.tau

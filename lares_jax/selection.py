@@ -1,7 +1,5 @@
 """Between the phases: which training prompts can be rewarded at all (method.md section 5)."""
 
-import io
-
 import numpy as np
 
 from lares_jax import files
@@ -23,12 +21,11 @@ def select(experiment: Experiment) -> None:
       rank_1xM = experiment.evaluator.ranks(params, 'train', (c.depth.mean,), draw=draw)
       kept_N[end_N] |= rank_1xM[0] < c.select.top
   if not kept_N.any():
-    raise InputError(f'select: no target of training ranks within select.top={c.select.top}; train '
-                     'phase one for longer, or raise it')
+    raise InputError(f'select: no target of training ranks within select.top={c.select.top} in '
+                     f'select.passes={c.select.passes}; train phase one for longer, or raise them')
   share = float(kept_N[end_N].mean())
-  packed = io.BytesIO()
-  np.save(packed, np.packbits(kept_N))
-  files.write(experiment.workdir / 'prompts.npy', packed.getvalue())
+  files.write_arrays(experiment.workdir / 'prompts.npz', {
+    'kept_N': kept_N, 'settings': _settings(experiment)})
   processes.wait('selection')
   files.write_json(experiment.workdir / 'prompts.json', {
     'prompts': len(end_N), 'kept': int(kept_N.sum()), 'share': share})
@@ -36,8 +33,19 @@ def select(experiment: Experiment) -> None:
 
 
 def load(experiment: Experiment) -> np.ndarray | None:
-  """One flag for every interaction, or None where no selection was made: all prompts count."""
-  file = experiment.workdir / 'prompts.npy'
+  """One flag for every interaction, or None where no selection was made: all prompts count.
+
+  Raises:
+    InputError: the selection was made with other settings.
+  """
+  file = experiment.workdir / 'prompts.npz'
   if not file.exists():
     return None
-  return np.unpackbits(np.load(file), count=len(experiment.store.items_N)).astype(bool)
+  found = np.load(file)
+  if tuple(found['settings']) != _settings(experiment):
+    raise InputError(f'{file}: made with another select.top or select.passes; add select to phases')
+  return found['kept_N']
+
+
+def _settings(experiment: Experiment) -> tuple[int, int]:
+  return experiment.config.select.top, experiment.config.select.passes

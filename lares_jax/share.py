@@ -1,8 +1,10 @@
 """One device's share of the catalogue: a pass over its items, tile by tile, never [M, V].
 
 Queries are taken in tiles and items in blocks, so that the largest temporary is one tile by one
-block, whatever the batch and the catalogue; the backward pass computes the blocks anew. What the
-shares of several devices add up to is the business of `catalogue`.
+block, whatever the batch and the catalogue; the backward pass computes the blocks anew. A small
+catalogue (`catalogue.keep`) is the exception: `objective` keeps a tile's scores with all of its
+items, and takes the gradients while they are at hand. What the shares of several devices add up to
+is the business of `catalogue`.
 """
 
 import dataclasses
@@ -58,7 +60,7 @@ class Share:
     """Items of block i [K]."""
     return self.first + self.start(i) + jnp.arange(self.block)
 
-  def fresh(self, i: jax.Array) -> jax.Array:
+  def counts(self, i: jax.Array) -> jax.Array:
     """Which of them are items at all, and in no earlier block [K]."""
     item_K = self.item(i)
     return (item_K >= self.first + i * self.block) & (item_K < self.items)
@@ -117,7 +119,7 @@ def log_sum_exp(share: Share, query_MxD: jax.Array, real_M: jax.Array) -> jax.Ar
   def of_tile(_, query_mxD):
     def step(i, carry):
       high_m, sum_m = carry
-      scores_mxK = jnp.where(share.fresh(i), share.scores(query_mxD, i), -jnp.inf)
+      scores_mxK = jnp.where(share.counts(i), share.scores(query_mxD, i), -jnp.inf)
       new_m = jnp.maximum(high_m, scores_mxK.max(axis=1))
       sum_m = sum_m * jnp.exp(high_m - new_m) + jnp.exp(scores_mxK - new_m[:, None]).sum(axis=1)
       return new_m, sum_m
@@ -141,7 +143,7 @@ def gradients(share: Share, query_MxD, real_M, lse_M, g_M, d_table_RxD):
       score = lambda query, item: block_scores(query, item, share.config)
       scores_mxK, pull = jax.vjp(score, query_mxD, share.take(share.table_RxD, i))
       g_mxK = jnp.exp(scores_mxK - lse_m[:, None]) * g_m[:, None]
-      d_query, d_item_KxD = pull(jnp.where(share.fresh(i), g_mxK, 0.0))
+      d_query, d_item_KxD = pull(jnp.where(share.counts(i), g_mxK, 0.0))
       return share.add(d_table_RxD, d_item_KxD, i), d_query_mxD + d_query
 
     return jax.lax.fori_loop(0, share.count, step, (d_table_RxD, jnp.zeros_like(query_mxD)))
@@ -161,8 +163,8 @@ def objective(share: Share, function, query_MxD, target_M, real_M, with_M):
   """
   config = share.config
   times = lambda axes, x, y: product(axes, x, y, config)
-  query_MxD, pull_query = jax.vjp(lambda x: comparable(x, config), query_MxD)
-  item_RxD, pull_item = jax.vjp(lambda x: comparable(x, config), share.table_RxD)
+  query_MxD, pull_query = jax.vjp(lambda x: comparable(x, config.similarity), query_MxD)
+  item_RxD, pull_item = jax.vjp(lambda x: comparable(x, config.similarity), share.table_RxD)
 
   def of_tile(d_item_RxD, real_m, query_mxD, own_mxD, with_m):
     score_m = times('md,md->m', query_mxD, own_mxD) / config.tau
@@ -207,7 +209,7 @@ def count_above(share: Share, query_MxD, real_M, target_M, low_M, high_M, hidden
       scores_mxK = _hide(share.scores(query_mxD, i), share.item(i)[0], hidden_mxH)
       # Written with "not below" so that a comparison with NaN counts against the target.
       above_mxK = 0.5 * ~(scores_mxK < low_m[:, None]) + 0.5 * ~(scores_mxK <= high_m[:, None])
-      other_mxK = share.fresh(i) & (share.item(i) != target_m[:, None])
+      other_mxK = share.counts(i) & (share.item(i) != target_m[:, None])
       return rank_m + jnp.where(other_mxK, above_mxK, 0.0).sum(axis=1)
 
     return None, jax.lax.fori_loop(0, share.count, step, jnp.zeros(target_m.shape[0]))
@@ -222,7 +224,7 @@ def best(share: Share, query_MxD, real_M, k: int, hidden_MxH=None):
   def of_tile(_, query_mxD, hidden_mxH):
     def step(i, best):
       scores_mxK = _hide(share.scores(query_mxD, i), share.item(i)[0], hidden_mxH)
-      scores_mxK = jnp.where(share.fresh(i) & ~jnp.isnan(scores_mxK), scores_mxK, -jnp.inf)
+      scores_mxK = jnp.where(share.counts(i) & ~jnp.isnan(scores_mxK), scores_mxK, -jnp.inf)
       score_mxk, column_mxk = jax.lax.top_k(scores_mxK, min(k, share.block))
       both = jnp.concatenate([best[0], score_mxk], axis=1)
       items = jnp.concatenate([best[1], column_mxk + share.item(i)[0]], axis=1)

@@ -24,8 +24,8 @@ from lares_jax.model.rearec import ReaRec
 from lares_jax.model.transformer import TransformerLayer
 from lares_jax.objectives.rearec import divergence
 from lares_jax.prepare import PrepareOptions, prepared
-from lares_jax.recommender import Recommender
-from lares_jax.training import sharding
+from lares_jax.recommender import Recommender, encode
+from lares_jax.training import evaluation, sharding
 from lares_jax.training import state as state_lib
 
 STEPS = 60
@@ -160,6 +160,17 @@ def test_a_chain_of_thoughts_is_that_of_tokens_appended_to_the_history():
                              rtol=1e-5, atol=1e-6)
 
 
+def test_a_rival_thinks_without_a_core_block():
+  config = dataclasses.replace(MODEL, reasoner='erl', core_layers=0)
+  model, params = _bound(config, ReaRec)
+  rows, place_1x1 = _alone(5), np.array([[4]])
+  start = evaluation.begin(model, params, rows, 0)
+  plain, thought = evaluation.user_vectors(model, params, rows, place_1x1, start, (0, 2))
+  assert np.abs(plain - thought).max() > 1e-3
+  served = encode(model, params, rows, 0, 2)[0, 4]
+  np.testing.assert_allclose(served, thought[0, 0], rtol=1e-5, atol=1e-6)
+
+
 def test_refining_the_last_token_leaves_the_others_as_the_pre_block_left_them():
   config = dataclasses.replace(MODEL, refine='last', core_layers=2)
   model, _ = _bound(config)
@@ -226,7 +237,7 @@ def test_text_is_given_to_both_phases_and_neither_trained_nor_averaged(built_in,
   config = _config(built_in, {
     **BACKBONES['tedrec'], 'depth.mean': 1, 'phases': 'pretrain,posttrain', 'evaluate.depths': (1,),
     'pretrain.train.epochs': 1, 'posttrain.train.epochs': 1, 'posttrain.train.batch_rows': 24,
-    'posttrain.loss.rollouts': 2})
+    'posttrain.loss.rollouts': 2, 'pretrain.train.ema': 0.9})
   experiment = Experiment.start(config, str(tmp_path / 'run'))
   phase = experiment.posttraining(None, None)
   assert phase.objective.model.config.fusion.dropout == config.posttrain.outer_dropout
@@ -236,7 +247,7 @@ def test_text_is_given_to_both_phases_and_neither_trained_nor_averaged(built_in,
     params, _, _ = experiment.best(name)
     np.testing.assert_array_equal(params['text'], table_VxW)
   state = state_lib.create(experiment.init_params(), phase.optimizer, 0.9)
-  assert 'text' not in state.opt_state[0].mu and 'text' in state.evaluated
+  assert 'text' not in {*state.opt_state[0].mu, *state.average} and 'text' in state.evaluated
 
 
 def test_another_text_is_another_run_and_what_is_missing_is_named(tmp_path):

@@ -106,7 +106,7 @@ def test_posttraining_losses_and_gradients(name, reward):
 
   (total, seen), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(tree(golden, 'param/'))
   want = lambda key: golden[f'rpt/{reward}/{key}']
-  np.testing.assert_allclose(seen['reward_sum'], want('reward_sum'), rtol=1e-5)
+  np.testing.assert_allclose(3 * seen['targets'] * seen['reward'], want('reward_sum'), rtol=1e-5)
   np.testing.assert_allclose(seen['advantage_GxM'].T, want('advantage_BxG'), rtol=1e-4, atol=1e-5)
   np.testing.assert_allclose(total, want('loss'), rtol=1e-4, atol=1e-6)
   _compare(grads, golden, f'rpt/{reward}/grad/', 1e-4)

@@ -15,7 +15,8 @@ import pytest
 from tiny import make_config, make_store
 
 from lares_jax import config as config_lib
-from lares_jax import run
+from lares_jax import run, selection
+from lares_jax.config import SelectConfig
 from lares_jax.errors import InputError
 from lares_jax.experiment import Experiment
 from lares_jax.training import loop
@@ -62,6 +63,15 @@ def test_a_run_leaves_what_it_promises(finished):
     assert any(key in line for line in lines if line['phase'] == 'posttrain'), key
   again = Experiment.load(str(finished.workdir))
   assert again.config == finished.config
+
+
+def test_a_selection_of_other_settings_is_not_taken_for_this_one(finished):
+  kept_N = selection.load(finished)
+  told = json.loads((finished.workdir / 'prompts.json').read_text())
+  assert kept_N.sum() == told['kept'] and len(kept_N) == len(finished.store.items_N)
+  other = dataclasses.replace(finished.config, select=SelectConfig(top=3))
+  with pytest.raises(InputError, match=r'prompts\.npz: made with another select\.top'):
+    selection.load(dataclasses.replace(finished, config=other))
 
 
 def test_a_run_is_evaluated_from_anywhere(finished, tmp_path):
@@ -246,6 +256,8 @@ def test_a_misspelt_key_names_the_nearest():
   ('pretrain.train.log_every_steps', 0, 'log_every_steps=0: use 1 or more'),
   ('model.pre_dropout', 1.0, 'use at most 0.95'),
   ('model.core_layers', 0, 'set depth.mean=0'),
+  ('catalogue.dtype', 'bf16', 'use one of float32, bfloat16'),
+  ('model.backbone.dtype', 'int32', 'use one of float32, bfloat16'),
 ))
 def test_values_that_cannot_be_are_refused(key, value, said):
   values = config_lib.defaults()

@@ -84,7 +84,7 @@ def count_above(
   if hidden_MxH is not None:
     return of_plain()
   return _choose(share, of_plain, lambda kernel, interpret: forward(
-    kernel, interpret, share, query_MxD, target_M, real_M, (low_M, high_M), wanted=False)[0])
+    kernel, interpret, share, query_MxD, target_M, real_M, (low_M, high_M), likelihood=False)[0])
 
 
 def _choose(share: Share, of_plain, of_kernel):
@@ -96,19 +96,19 @@ def _choose(share: Share, of_plain, of_kernel):
     cpu=lambda: of_kernel(tpu, True), default=of_plain)
 
 
-def forward(kernel, interpret, share, query_MxD, target_M, real_M, bounds=(), wanted=True):
-  """One pass over the items: lse_M and score_M if `wanted`, and the rank if bounds are given.
+def forward(kernel, interpret, share, query_MxD, target_M, real_M, bounds=(), likelihood=True):
+  """One pass over the items: lse_M and score_M if `likelihood`, and the rank if bounds are given.
 
   `bounds` are low_M and high_M of `count_above`. `interpret` runs the kernel (the module `tpu` or
   `gpu`) as plain JAX, slowly. Results for filling are 0.
   """
   config, (counts_2, row_M, take, put) = share.config, _prepare(share, target_M, real_M)
-  query_MxD = comparable(take(query_MxD), config).astype(config.dtype)
+  query_MxD = comparable(take(query_MxD), config.similarity).astype(config.dtype)
   bounds = [take(x_M * config.tau) for x_M in bounds]
+  item_RxD = comparable(share.table_RxD, config.similarity)
   out = [put(x_M) for x_M in kernel.forward(
-    counts_2, query_MxD, row_M, bounds, comparable(share.table_RxD, config), config, wanted,
-    interpret)]
-  if wanted:
+    counts_2, query_MxD, row_M, bounds, item_RxD, config, likelihood, interpret)]
+  if likelihood:
     out[1] /= config.tau
   return tuple(out)
 
@@ -116,8 +116,8 @@ def forward(kernel, interpret, share, query_MxD, target_M, real_M, bounds=(), wa
 def backward(kernel, interpret, share, query_MxD, target_M, real_M, lse_M, g_lse_M, g_target_M):
   """As `gradients`; for `kernel` and `interpret` see `forward`."""
   config, (counts_2, row_M, take, _) = share.config, _prepare(share, target_M, real_M)
-  query_MxD, pull_query = jax.vjp(lambda x: comparable(take(x), config), query_MxD)
-  item_RxD, pull_item = jax.vjp(lambda x: comparable(x, config), share.table_RxD)
+  query_MxD, pull_query = jax.vjp(lambda x: comparable(take(x), config.similarity), query_MxD)
+  item_RxD, pull_item = jax.vjp(lambda x: comparable(x, config.similarity), share.table_RxD)
   of_query = row_M, *map(take, (lse_M * config.tau, g_lse_M / config.tau, g_target_M / config.tau))
   d_query_MxD, d_item_RxD = kernel.backward(
     counts_2, query_MxD.astype(config.dtype), of_query, item_RxD, config, interpret)

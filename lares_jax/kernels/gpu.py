@@ -16,6 +16,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from lares_jax.kernels import score
+from lares_jax.scoring import product
 
 PROGRAMS = 4 * 132  # at least: some for each of the card's processors
 _WHOLE = pl.BlockSpec(memory_space=pl.ANY)
@@ -73,7 +74,7 @@ def _forward_kernel(counts, query, item, target, *refs, plan, each, config, like
   target_mx1, bounds = target[...][:, None], [bound[...][:, None] for bound in refs[: 2 * rank]]
 
   def step(item_KxD, row_K, real_K, carry):
-    products_mxK = score.product(query_mxD, item_KxD, (1, 1), config)
+    products_mxK = product('md,kd->mk', query_mxD, item_KxD, config)
     after = []
     if likelihood:
       before_m, total_m = carry[:2]
@@ -126,9 +127,9 @@ def _query_kernel(counts, query, lse, item, d_query, *, plan, each, config):
   query_mxD, lse_mx1 = query[...], lse[...][:, None]
 
   def step(item_KxD, _, real_K, d_mxD):
-    products_mxK = score.product(query_mxD, item_KxD, (1, 1), config)
+    products_mxK = product('md,kd->mk', query_mxD, item_KxD, config)
     p_mxK = jnp.where(real_K, score.power(products_mxK, lse_mx1, config), 0.0)
-    return d_mxD + score.product(p_mxK, item_KxD, (1, 0), config)
+    return d_mxD + product('mk,kd->md', p_mxK, item_KxD, config)
 
   d_query[...] = _over_items(counts, item, each, plan, step, jnp.zeros(query.shape))
 
@@ -139,9 +140,9 @@ def _item_kernel(counts, query, scaled, lse, item, d_item, *, plan, config):
 
   def step(t, d_KxD):
     rows = pl.ds(t * plan.walked, plan.walked)
-    products_Kxm = score.product(item_KxD, query[rows], (1, 1), config)
+    products_Kxm = product('kd,md->km', item_KxD, query[rows], config)
     p_Kxm = score.power(products_Kxm, lse[rows][None], config)
-    return d_KxD + score.product(p_Kxm, scaled[rows], (1, 0), config)
+    return d_KxD + product('km,md->kd', p_Kxm, scaled[rows], config)
 
   tiles, d_KxD = pl.cdiv(counts[0], plan.walked), jnp.zeros(item.shape)
   d_item[...] = jnp.where(real_Kx1, jax.lax.fori_loop(0, tiles, step, d_KxD), 0.0)

@@ -4,17 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lares_jax.scoring import CatalogueConfig, precision
+from lares_jax.scoring import CatalogueConfig
 
 LOWEST = float(np.finfo(np.float32).min)
 _LOG2_E = float(np.log2(np.e))  # the machines raise 2 to a power, not e
-
-
-def product(a, b, contract: tuple[int, int], config: CatalogueConfig) -> jax.Array:
-  """Matrix product over an axis of each: factors of `config.dtype`, float32 sums."""
-  return jax.lax.dot_general(
-    a.astype(config.dtype), b.astype(config.dtype), (((contract[0],), (contract[1],)), ((), ())),
-    precision=precision(config), preferred_element_type=jnp.float32)
 
 
 def power(products, reference, config: CatalogueConfig) -> jax.Array:

@@ -14,6 +14,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from lares_jax.kernels import score
+from lares_jax.scoring import product
 
 LANES = 128
 TILE = 512  # queries at a time
@@ -66,7 +67,7 @@ def _forward_kernel(scalars, query, item, target, *refs, config, likelihood, ran
       out[...] = jnp.full(out.shape, first)
 
   def body(near, _, row_1xK, item_DxK):
-    products_mxK = score.product(query[...], item_DxK, (1, 0), config)
+    products_mxK = product('md,dk->mk', query[...], item_DxK, config)
     other_mxK = item_1xK = row_1xK < scalars[1]
     if near:
       other_mxK &= row_1xK != target[...]
@@ -123,14 +124,14 @@ def _backward_kernel(
     d_item[...] = jnp.zeros_like(d_item)
 
   def body(near, columns, row_1xK, item_DxK):
-    products_mxK = score.product(query[...], item_DxK, (1, 0), config)
+    products_mxK = product('md,dk->mk', query[...], item_DxK, config)
     g_mxK = score.power(products_mxK, lse[...], config) * g_lse[...]
     g_mxK = jnp.where(row_1xK < scalars[1], g_mxK, 0.0)
     if near:
       g_mxK += jnp.where(row_1xK == target[...], g_target[...], 0.0)
     rows = pl.ds(pl.multiple_of(tile * query.shape[0], LANES), query.shape[0])
-    d_query[0, rows] += score.product(g_mxK, item_DxK, (1, 1), config)
-    d_item[:, columns] += score.product(across[...], g_mxK, (1, 0), config)
+    d_query[0, rows] += product('mk,dk->md', g_mxK, item_DxK, config)
+    d_item[:, columns] += product('dm,mk->dk', across[...], g_mxK, config)
 
   _over_columns(scalars, tile, pl.num_programs(2), query.shape[0], block, item, body)
 

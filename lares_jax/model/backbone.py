@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from lares_jax.data.rows import Rows
+from lares_jax.scoring import Dtype
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +24,7 @@ class BackboneConfig:
   width: int = 64
   heads: int = 2
   inner: int = 256  # of the feed-forward sub-layer; of the state, for gru
-  dtype: str = 'float32'  # of the products; parameters and norms are float32 always
+  dtype: Dtype = 'float32'  # of the products; parameters and norms are float32 always
   filter_share: float = 0.7  # bsarec: a, what the filter weighs beside attention
   low_band: int = 3  # bsarec: c; the c // 2 + 1 lowest frequencies are the low ones
   distances: int = 64  # hstu: distances in tokens told apart; all beyond share the last
@@ -38,9 +39,9 @@ class Context(NamedTuple):
   position_BxL: jax.Array
   time_BxL: jax.Array | None  # int32, ticks since the segment's start; None, or below 0: unknown
   # Where each token thinks by itself (transformer only): what it looks at in place of the others'
-  # own states, and what it thought before, which it alone sees; beside these it sees itself.
+  # own states, and what this layer read at each earlier thought, which only its own token sees.
   memory_BxLxD: jax.Array | None = None
-  thoughts: tuple[jax.Array, ...] = ()  # [B, L, D] each
+  earlier_thoughts: tuple[jax.Array, ...] = ()  # [B, L, D] each
 
   @classmethod
   def of(cls, rows: Rows) -> 'Context':

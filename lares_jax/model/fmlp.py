@@ -9,7 +9,7 @@ from flax import linen as nn
 
 from lares_jax.model.backbone import BackboneConfig, Context, Norm
 from lares_jax.model.dropout import Dropout
-from lares_jax.model.fourier import irfft, learned, rfft, times
+from lares_jax.model.fourier import irfft, learned, rfft
 from lares_jax.model.transformer import FeedForward
 
 
@@ -24,7 +24,7 @@ class Filter(nn.Module):
     length = x_BxLxD.shape[1]
     shape = (1, length // 2 + 1, self.config.width, 2)
     weight_1xFxDx2 = self.param('complex_weight', nn.initializers.normal(0.02), shape)
-    out_BxLxD = irfft(times(rfft(x_BxLxD), learned(weight_1xFxDx2)), length)
+    out_BxLxD = irfft(rfft(x_BxLxD) * learned(weight_1xFxDx2), length)
     out_BxLxD = Dropout(self.rate)(out_BxLxD.astype(x_BxLxD.dtype), train)
     return Norm(name='norm')(x_BxLxD + out_BxLxD)
 

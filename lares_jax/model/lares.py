@@ -159,10 +159,10 @@ class _ScannedStep(nn.Module):
     z_BxLxD, picked_BxLxD = carry
     tied = self.config.core_blocks == 1
     step = (Step if tied else _Blocks)(self.config, name='step')
-    turn = () if tied else (i,)
+    step_index = () if tied else (i,)
 
     def think(step, z_BxLxD):
-      new_BxLxD = step(z_BxLxD, h_BxLxD, context, train, *turn)
+      new_BxLxD = step(z_BxLxD, h_BxLxD, context, train, *step_index)
       new_BxLxD = jnp.where((i < depth_B)[:, None, None], new_BxLxD, z_BxLxD)
       real_BxL = context.real_BxL & (i < depth_B)[:, None]
       return new_BxLxD, _distance(z_BxLxD, new_BxLxD, real_BxL)

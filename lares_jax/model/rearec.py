@@ -42,7 +42,7 @@ class ReaRec(Lares):
         x_BxLxD += noise_TxBxLxD[t].astype(x_BxLxD.dtype)
       x_BxLxD = self.input_dropout(self.input_norm(x_BxLxD), train)
       for n, layer in enumerate(self.pre):
-        own = context._replace(memory_BxLxD=read[n], thoughts=before[n])
+        own = context._replace(memory_BxLxD=read[n], earlier_thoughts=before[n])
         before[n] = (*before[n], x_BxLxD)
         x_BxLxD = layer(x_BxLxD, own, train)
       states.append(x_BxLxD)

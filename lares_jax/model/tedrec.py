@@ -14,7 +14,7 @@ from flax import linen as nn
 from lares_jax.errors import InputError
 from lares_jax.model.backbone import BackboneConfig, dense
 from lares_jax.model.dropout import MOST_DROPOUT, Dropout
-from lares_jax.model.fourier import irfft, learned, rfft, times
+from lares_jax.model.fourier import irfft, learned, rfft
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,9 +56,9 @@ class TedrecFusion(nn.Module):
     length, normal = item_BxLxD.shape[1], nn.initializers.normal(0.02)
     shape = (1, length // 2 + 1, self.config.width, 2)
     weight_1xFxDx2 = self.param('complex_weight', normal, shape)
-    item, text = rfft(item_BxLxD), rfft(self._mixture(text_BxLxW, train))
-    alone_BxLxD = irfft(times(item, learned(weight_1xFxDx2)), length)
-    mixed_BxLxD = irfft(times(item, text), length)
+    item_BxFxD, text_BxFxD = rfft(item_BxLxD), rfft(self._mixture(text_BxLxW, train))
+    alone_BxLxD = irfft(item_BxFxD * learned(weight_1xFxDx2), length)
+    mixed_BxLxD = irfft(item_BxFxD * text_BxFxD, length)
     gated = lambda x, name: x * nn.sigmoid(dense(1, self.config, name)(x))
     return 2 * (gated(alone_BxLxD, 'item_gating') + gated(mixed_BxLxD, 'fusion_gating'))
 

@@ -25,7 +25,7 @@ class Attention(nn.Module):
     # A finite floor: filling that sees nothing gets an average, not NaN.
     att = jnp.where(context.visible_Bx1xLxL, att_BxHxLxL.astype(jnp.float32), -1e9)
     if context.memory_BxLxD is not None:
-      own_BxLxOxD = jnp.stack([*context.thoughts, x_BxLxD], axis=2)
+      own_BxLxOxD = jnp.stack([*context.earlier_thoughts, x_BxLxD], axis=2)
       att_BxHxLxO = jnp.einsum('blhd,blohd->bhlo', query_BxLxHxd, split(key(own_BxLxOxD)))
       att = jnp.concatenate([att, att_BxHxLxO.astype(jnp.float32)], axis=-1)
     att = jax.nn.softmax(att * (c.width // c.heads) ** -0.5)

@@ -28,9 +28,9 @@ def owned(batch: Batch) -> tuple[jax.Array, jax.Array]:
     scored [B, A]: a target that is in its own history is never recommended, so it does not count.
   """
   rows = batch.rows
-  there = lambda x_BxL: at_places(x_BxL[..., None], batch.place_BxA)
-  own_BxAxL = there(rows.segment_BxL) == rows.segment_BxL[:, None]
-  own_BxAxL &= there(rows.position_BxL) >= rows.position_BxL[:, None]
+  at_place = lambda x_BxL: at_places(x_BxL[..., None], batch.place_BxA)
+  own_BxAxL = at_place(rows.segment_BxL) == rows.segment_BxL[:, None]
+  own_BxAxL &= at_place(rows.position_BxL) >= rows.position_BxL[:, None]
   own_BxAxL &= _first(rows)[:, None]
   again_BxA = (own_BxAxL & (batch.target_BxA[..., None] == rows.item_BxL[:, None])).any(axis=2)
   return own_BxAxL, batch.scored_BxA & ~again_BxA

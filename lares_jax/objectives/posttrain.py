@@ -26,7 +26,7 @@ class PosttrainConfig:
   k: int = 10
   beta: float = 1.0
   reference_noise: Literal['shared', 'independent'] = 'shared'  # the rollout's Z_0; or as published
-  depths: Literal['rollout', 'group'] = 'rollout'  # one each; or one for all rollouts of a step
+  depths: Literal['rollout', 'group'] = 'rollout'  # one for each; or one for all
   # Against the group; positive: that, nothing below 0; reward: as it is.
   advantage: Literal['group', 'positive', 'reward'] = 'group'
 
@@ -113,7 +113,7 @@ class Posttrain:
     advantage_GxM = advantages(reward_GxM, c.advantage)
 
     prompts = jnp.maximum(prompt_M.sum(), 1)
-    over = lambda x_GxM: jnp.where(prompt_M, x_GxM, 0.0).sum() / prompts / c.rollouts
+    over = lambda x_M: jnp.where(prompt_M, x_M, 0.0).sum() / prompts
     shape = states_TxGxMxD.shape[:3]
     step_TxGx1 = jnp.arange(shape[0])[:, None, None] < draw.depth_G[:, None]
     real_TxGxM = step_TxGx1 & prompt_M
@@ -130,10 +130,9 @@ class Posttrain:
     equal_M = reward_GxM.max(axis=0) == reward_GxM.min(axis=0)
     seen = {
       'targets': prompts, 'depth': draw.depth_G.mean(),
-      'reward': over(reward_GxM), 'reward_sum': over(reward_GxM) * prompts * c.rollouts,
-      'reward_spread': over(jnp.broadcast_to(reward_GxM.std(axis=0), reward_GxM.shape)),
-      'equal_groups': over(jnp.broadcast_to(equal_M, reward_GxM.shape)),
-      'advantage_spread': jnp.sqrt(over(jnp.square(advantage_GxM))),
+      'reward': over(reward_GxM.mean(axis=0)), 'reward_spread': over(reward_GxM.std(axis=0)),
+      'equal_groups': over(equal_M),
+      'advantage_spread': jnp.sqrt(over(jnp.square(advantage_GxM).mean(axis=0))),
       'kl': (weight_TxGxM * kl_TxGxM).sum(), 'distance_last': distance_T[draw.depth_G.max() - 1],
       'advantage_GxM': advantage_GxM,
     }

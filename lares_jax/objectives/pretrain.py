@@ -16,7 +16,7 @@ from lares_jax.model import depth
 from lares_jax.model.depth import DepthConfig
 from lares_jax.model.lares import Lares, at_places, initial_state
 from lares_jax.objectives import history
-from lares_jax.scoring import unit
+from lares_jax.scoring import comparable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,10 @@ class PretrainConfig:
       raise InputError(f'pretrain.loss.tau={self.tau}: use a number above 0')
 
   def aligns(self, mean_depth: int) -> bool:
-    """Whether a batch needs partners. At depth 0 there is nothing to align but dropouts."""
+    """Whether a batch needs partners.
+
+    Depth 0 leaves both terms out, so that it is SASRec, unless gamma_view=dropout asks for DuoRec's.
+    """
     return bool(mean_depth or self.gamma_view == 'dropout') and max(self.alpha, self.gamma) > 0
 
 
@@ -50,15 +53,15 @@ class Draw(NamedTuple):
   pick: Array
 
 
-def infonce(view_PxD, other_PxD, tau: float, negative_PxP) -> jax.Array:
+def infonce(view_PxD, other_PxD, tau: float, counted_PxP) -> jax.Array:
   """Symmetric InfoNCE of two views, cross-view pairs only, in nats; row p's positive is row p.
 
-  `negative_PxP` says which pairs may serve as negatives; rows with none, nor themselves real, are
-  marked by a False diagonal and count for nothing. Mean over the real rows and both directions.
+  `counted_PxP` says which pairs enter the softmax; a False diagonal marks a row that is filling and
+  counts for nothing. Mean over the real rows and both directions.
   """
-  real_P = jnp.diagonal(negative_PxP)
+  real_P = jnp.diagonal(counted_PxP)
   product_PxP = jnp.matmul(view_PxD, other_PxD.T, precision='highest')  # float32 on accelerators too
-  logits_PxP = jnp.where(negative_PxP, product_PxP / tau, -1e30)
+  logits_PxP = jnp.where(counted_PxP, product_PxP / tau, -1e30)
   label_P = jnp.arange(real_P.shape[0])
   xent = optax.softmax_cross_entropy_with_integer_labels
   both_P = xent(logits_PxP, label_P) + xent(logits_PxP.T, label_P)
@@ -125,36 +128,34 @@ class Pretrain:
     if batch.partner is None:
       return loss, metrics
 
-    dropout, again = self.config.gamma_view == 'dropout' and self.config.gamma > 0, out
-    if self.config.views == 'separate' or dropout:
-      again = think(batch.rows, initial[2], keys[2])
+    of_dropout = self.config.gamma > 0 and self.config.gamma_view == 'dropout'
+    first = second = out
+    if self.config.views == 'separate' or of_dropout:
+      second = think(batch.rows, initial[2], keys[2])
     if self.config.views == 'separate':
-      out, again = again, out
-    negative_PxP = self._negatives(batch)
-    view = lambda x_BxLxD, place_P: self._view(x_BxLxD.reshape(-1, x_BxLxD.shape[-1])[place_P])
-    last_PxD = view(out.state_BxLxD, batch.anchor_P)
+      first, second = second, first
+    counted_PxP = self._counted(batch)
+    view = lambda x_BxLxD, place_P: comparable(
+      x_BxLxD.reshape(-1, x_BxLxD.shape[-1])[place_P], self.config.similarity)
+    last_PxD = view(first.state_BxLxD, batch.anchor_P)
     if self.config.alpha > 0:
       partner = think(batch.partner, initial[1], keys[1])
       partner_PxD = view(partner.state_BxLxD, batch.partner_P)
-      metrics['trajectory'] = infonce(last_PxD, partner_PxD, self.config.tau, negative_PxP)
+      metrics['trajectory'] = infonce(last_PxD, partner_PxD, self.config.tau, counted_PxP)
       loss += self.config.alpha * metrics['trajectory']
     if self.config.gamma > 0:
-      other_PxD = view(again.state_BxLxD if dropout else out.picked_BxLxD, batch.anchor_P)
-      term = infonce(last_PxD, other_PxD, self.config.tau, negative_PxP)
-      term = term if dropout else jnp.where(steps > 1, term, 0.0)
+      other_PxD = view(second.state_BxLxD if of_dropout else first.picked_BxLxD, batch.anchor_P)
+      term = infonce(last_PxD, other_PxD, self.config.tau, counted_PxP)
+      term = term if of_dropout else jnp.where(steps > 1, term, 0.0)
       metrics[f'{self.config.gamma_view}_alignment'] = term
       loss += self.config.gamma * term
     return loss, metrics
 
-  def _view(self, x_PxD):
-    x_PxD = x_PxD.astype(jnp.float32)
-    return unit(x_PxD) if self.config.similarity == 'cos' else x_PxD
-
-  def _negatives(self, batch: Batch) -> jax.Array:
+  def _counted(self, batch: Batch) -> jax.Array:
     real_P = batch.paired_P
-    negative_PxP = real_P[:, None] & real_P[None, :]
+    counted_PxP = real_P[:, None] & real_P[None, :]
     if self.config.mask_same_target:
       target_P = batch.pair_target_P
       same_PxP = target_P[:, None] == target_P[None, :]
-      negative_PxP &= ~same_PxP | jnp.eye(len(real_P), dtype=bool)
-    return negative_PxP
+      counted_PxP &= ~same_PxP | jnp.eye(len(real_P), dtype=bool)
+    return counted_PxP

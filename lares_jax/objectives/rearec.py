@@ -55,9 +55,10 @@ class Rearec:
       wide = lambda x_M: jnp.broadcast_to(x_M, query_XxMxD.shape[:2])
       return self.catalogue.likelihood(query_XxMxD, wide(target_M), wide(scored_M), table_RxD, key)
 
-    entropy = lambda query_XxMxD: -mean(likelihood(query_XxMxD, params['item'], keys[1]).logprob_M)
+    cross_entropy = lambda query_XxMxD: -mean(
+      likelihood(query_XxMxD, params['item'], keys[1]).logprob_M)
     if self.model.config.reasoner == 'erl':
-      loss = entropy(thought_TxMxD.mean(axis=0)[None])[0]
+      loss = cross_entropy(thought_TxMxD.mean(axis=0)[None])[0]
       metrics = {'cross_entropy': loss, 'targets': targets}
       if c.kl > 0:
         lse = lambda query_TxMxD: likelihood(query_TxMxD, jax.lax.stop_gradient(params['item'])).lse_M
@@ -66,17 +67,18 @@ class Rearec:
       return loss, metrics
 
     heat_T = c.heat ** jnp.arange(count - 1.0, -1.0, -1.0)
-    entropy_T = entropy(thought_TxMxD / heat_T[:, None, None])
-    metrics = {'cross_entropy': entropy_T[-1], 'early': entropy_T[:-1].mean(), 'targets': targets}
-    loss = entropy_T[-1] + c.early * metrics['early']
+    cross_entropy_T = cross_entropy(thought_TxMxD / heat_T[:, None, None])
+    last, early = cross_entropy_T[-1], cross_entropy_T[:-1].mean()
+    metrics = {'cross_entropy': last, 'early': early, 'targets': targets}
+    loss = last + c.early * early
     if batch.paired_P is not None:  # of the pairs, the first tokens alone
       noise_TxBxLxD = c.noise * jax.random.normal(keys[2], state_TxBxLxD[1:].shape)
       noisy_TxBxLxD = think(noise_TxBxLxD, keys[3])
       at = lambda x_BxLxD: comparable(
-        x_BxLxD.reshape(-1, width)[batch.anchor_P], self.catalogue.config)
-      negative_PxP = batch.paired_P[:, None] & batch.paired_P[None, :]
+        x_BxLxD.reshape(-1, width)[batch.anchor_P], self.catalogue.config.similarity)
+      counted_PxP = batch.paired_P[:, None] & batch.paired_P[None, :]
       metrics['contrast'] = jnp.stack([
-        infonce(at(noisy), at(clean), self.catalogue.config.tau, negative_PxP)
+        infonce(at(noisy), at(clean), self.catalogue.config.tau, counted_PxP)
         for noisy, clean in zip(noisy_TxBxLxD[1:], state_TxBxLxD[1:])]).mean()
       loss += c.contrast * metrics['contrast']
     return loss, metrics

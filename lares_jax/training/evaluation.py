@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import sys
 from typing import Any, Literal
 
 import jax
@@ -68,7 +67,7 @@ class Evaluator:
     parts, index = [], []
     pending: list[tuple[np.ndarray, Any]] = []
     bar = tqdm.tqdm(total=len(self.store.targets(split)[0][chosen_M]), desc=f'evaluate {split}',
-                    unit='user', leave=False, disable=not sys.stderr.isatty())
+                    unit='user', leave=False, disable=None)
 
     def collect():
       index_M, out = pending.pop(0)
@@ -105,7 +104,7 @@ class Evaluator:
     states = user_vectors(self.model, params, batch.rows, batch.place_BxA, start, depths)
     rank_TxM = ranks_of_stack(self.catalogue, states.reshape(len(depths), -1, states.shape[-1]), batch,
                               params['item'])
-    return sharding.everywhere(rank_TxM, self.mesh)
+    return jax.lax.with_sharding_constraint(rank_TxM, sharding.replicated(self.mesh))  # for the host
 
 
 def ranks_of_stack(catalogue: Catalogue, vector_XxMxD, batch: EvalBatch, table_RxD) -> jax.Array:
@@ -128,11 +127,11 @@ def begin(model: Lares, params, rows: Rows, noise_seed, draw=0) -> tuple[jax.Arr
 def user_vectors(model: Lares, params, rows: Rows, place_BxA, start, depths: tuple[int, ...]):
   """User vectors [depth, B, A, D] (float32) at the given places, at each of the static depths.
 
-  `start` comes from `begin`. Depth 0, or a model without core-block, gives H.
+  `start` comes from `begin`. Depth 0 gives H, and so does a model that has no other.
   """
   h_BxLxD, z_BxLxD = start
   plain_BxAxD = at_places(h_BxLxD, place_BxA).astype(jnp.float32)
-  deepest = max(depths) if model.config.core_layers else 0
+  deepest = max(depths) if model.config.deepest else 0
   if not deepest:
     return jnp.stack([plain_BxAxD] * len(depths))
   out: Any = model.apply({'params': params}, h_BxLxD, rows, z_BxLxD, deepest, deepest,

@@ -37,18 +37,15 @@ def schedule(config: OptimizerConfig, steps: int, steps_per_epoch: int) -> optax
   warmup = int(config.warmup_steps or config.warmup_epochs * steps_per_epoch
                or config.warmup_percent / 100 * steps)
   if config.schedule == 'cosine':
-    after = optax.cosine_decay_schedule(config.learning_rate, max(steps - warmup, 1))
-  else:
-    after = optax.constant_schedule(config.learning_rate)
-  if not warmup:
-    return after
-  return optax.join_schedules(
-    [optax.linear_schedule(0.0, config.learning_rate, warmup), after], [warmup])
+    return optax.warmup_cosine_decay_schedule(
+      0.0, config.learning_rate, warmup, max(steps, warmup + 1))
+  return (optax.linear_schedule(0.0, config.learning_rate, warmup) if warmup
+          else optax.constant_schedule(config.learning_rate))
 
 
 def decays(params):
   """True for the weights of linear maps; norms, biases, gates and embeddings are spared."""
-  return jax.tree.map_with_path(lambda path, _: path[-1].key == 'kernel', params)
+  return jax.tree.map_with_path(lambda path, _: path[-1].key in ('kernel', 'recurrent'), params)
 
 
 def build(config: OptimizerConfig, steps: int, steps_per_epoch: int) -> optax.GradientTransformation:

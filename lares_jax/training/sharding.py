@@ -50,7 +50,7 @@ def of_tree(tree, mesh: Mesh):
 
 
 def _rule(path) -> tuple[str, PartitionSpec]:
-  name = '/'.join(str(getattr(p, 'key', getattr(p, 'name', getattr(p, 'idx', p)))) for p in path)
+  name = jax.tree_util.keystr(path, simple=True, separator='/')
   return next(rule for rule in RULES if re.search(rule[0], name))
 
 
@@ -73,11 +73,6 @@ def describe(tree, mesh: Mesh) -> str:
 def replicated(mesh: Mesh) -> NamedSharding:
   """A copy on every device, which every process can read."""
   return NamedSharding(mesh, PartitionSpec())
-
-
-def everywhere(x: jax.Array, mesh: Mesh) -> jax.Array:
-  """Within jit: `x` gathered onto every device; for results that the host reads."""
-  return jax.lax.with_sharding_constraint(x, replicated(mesh))
 
 
 def put_batch(batch, mesh: Mesh):

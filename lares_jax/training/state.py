@@ -10,7 +10,7 @@ from lares_jax.model.lares import GIVEN
 
 
 class TrainState(NamedTuple):
-  """Parameters, optimizer state, steps taken, and the running average of the parameters if kept."""
+  """Parameters, optimizer state, steps taken, and a running average of what is trained if kept."""
 
   params: Any
   opt_state: Any
@@ -20,7 +20,7 @@ class TrainState(NamedTuple):
   @property
   def evaluated(self):
     """The parameters that evaluation and the best checkpoint take."""
-    return self.params if self.average is None else self.average
+    return self.params if self.average is None else {**self.params, **self.average}
 
 
 def split(params) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -31,8 +31,9 @@ def split(params) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def create(params, optimizer: optax.GradientTransformation, ema: float) -> TrainState:
   """A state before its first step."""
-  average = jax.tree.map(jnp.copy, params) if ema else None
-  return TrainState(params, optimizer.init(split(params)[0]), jnp.zeros((), jnp.int32), average)
+  trained, _ = split(params)
+  average = jax.tree.map(jnp.copy, trained) if ema else None
+  return TrainState(params, optimizer.init(trained), jnp.zeros((), jnp.int32), average)
 
 
 def train_step(state: TrainState, reference, batch, draw, *, objective, optimizer, seed: int,
@@ -50,13 +51,13 @@ def train_step(state: TrainState, reference, batch, draw, *, objective, optimize
 
   def update(state: TrainState) -> TrainState:
     updates, opt_state = optimizer.update(grads, state.opt_state, trained)
-    params = {**optax.apply_updates(trained, updates), **given}
+    params = optax.apply_updates(trained, updates)
     average = state.average
     if ema:
       # Early averages forget their start: the decay grows to `ema`.
       rate = jnp.minimum(ema, (1.0 + state.step) / (10.0 + state.step))
       average = jax.tree.map(lambda old, new: rate * old + (1 - rate) * new, average, params)
-    return TrainState(params, opt_state, state.step, average)
+    return TrainState({**params, **given}, opt_state, state.step, average)
 
   finite = jnp.isfinite(value) & jnp.isfinite(norm)
   state = jax.lax.cond(finite, update, lambda state: state, state)
