@@ -1,9 +1,9 @@
-"""Adaptive depth: each user's thinking stops by itself, and those who still think close ranks.
+"""Adaptive depth: each user's thinking stops by itself, and saves time: the others alone go on.
 
 A stage is one `while_loop` over steps. It ends when all are done, or when the histories still in
 play have shrunk to less than half of the tokens that it began with; then the host packs these into a
 batch of the next power of two of rows that holds them, and the next stage pays for that only. Shapes
-are powers of two, so the programs to compile are few.
+after the first, which is the caller's, are powers of two, so the programs to compile are few.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ import numpy as np
 
 from lares_jax.catalogue import Catalogue
 from lares_jax.data.batches import DataConfig
-from lares_jax.data.rows import Plan, Rows, fill, pack
+from lares_jax.data.rows import Plan, Rows, fill, pack, rounded_up
 from lares_jax.errors import InputError
 from lares_jax.files import read_json
 from lares_jax.model.lares import Lares
@@ -52,14 +52,6 @@ class Rule:
     if [content['phase'], content['step']] != [result['phase'], result['step']]:
       raise InputError(f'depth=adaptive: {file} belongs to another checkpoint; {mend}')
     return cls(content['criterion'], content['threshold'], content['most'])
-
-
-class Histories(NamedTuple):
-  """S histories, items_N[start : start + length] each."""
-
-  items_N: np.ndarray
-  start_S: np.ndarray
-  length_S: np.ndarray
 
 
 class _State(NamedTuple):
@@ -121,15 +113,16 @@ def _moved(source_BxL, *states):
   return tuple(x_BxLxD.reshape(-1, x_BxLxD.shape[-1])[source_BxL] for x_BxLxD in states)
 
 
-def think(model: Lares, catalogue: Catalogue, params, noise_seed: int, rule: Rule, data: DataConfig,
-          histories: Histories, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
+def think(
+  model: Lares, catalogue: Catalogue, params, noise_seed: int, rule: Rule, data: DataConfig,
+  items_N: np.ndarray, start_S: np.ndarray, length_S: np.ndarray, plan: Plan,
+) -> tuple[np.ndarray, np.ndarray]:
   """User vectors [S, D] after as many steps as the rule asks for, and these numbers of steps [S].
 
-  `plan` says where the histories lie at first.
+  Of the S histories items_N[start : start + length]; `plan` says where they lie at first.
   """
-  items_N, start_S, length_S = histories
   count, length = len(length_S), data.length
-  full = _power_of_two(count)
+  full = rounded_up(count, 2)
   filled = lambda x_S: np.pad(x_S, (0, full - count))
   # Where a row is one history's own, its filling takes part, and moves with it.
   room_S = length_S if data.rows == 'packed' else np.full_like(length_S, length)
@@ -148,7 +141,7 @@ def think(model: Lares, catalogue: Catalogue, params, noise_seed: int, rule: Rul
     if not alive.size:
       return np.asarray(state.vector_SxD)[:count], np.asarray(state.step_S)[:count]
     plan = pack(room_S[alive], length)
-    plan = plan._replace(rows=_power_of_two(plan.rows))
+    plan = plan._replace(rows=rounded_up(plan.rows, 2))
     if plan.rows < len(rows.item_BxL):
       rows = lay(items_N, start_S[alive], length_S[alive], plan)
       places_N = np.arange(state.z_BxLxD.shape[0] * length)
@@ -157,7 +150,3 @@ def think(model: Lares, catalogue: Catalogue, params, noise_seed: int, rule: Rul
       state = state._replace(z_BxLxD=z_BxLxD)
       first_S = np.zeros_like(first_S)
       first_S[alive] = plan.row_S * length + plan.place_S
-
-
-def _power_of_two(size: int) -> int:
-  return 1 << max(size - 1, 0).bit_length()

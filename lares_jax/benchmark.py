@@ -63,8 +63,7 @@ class Variant:
     self.counts.append(self.once())
 
 
-def main(argv: list[str]) -> None:
-  del argv
+def main() -> None:
   config = config_lib.of_flag(_CONFIG.value)
   if _WHAT.value == ['catalogue']:
     rows = catalogue_study.run(config.catalogue, _ROUNDS.value)

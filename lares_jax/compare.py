@@ -47,8 +47,7 @@ _FINISHED = flags.DEFINE_bool('finished', False, 'Train nothing; show the runs t
 HISTORIES = get_args(History)
 
 
-def main(argv: list[str]) -> None:
-  del argv
+def main() -> None:
   if not _WORKDIR.value:
     raise InputError('give --workdir=DIR, where runs and table go')
   workdir = pathlib.Path(_WORKDIR.value)

@@ -2,7 +2,7 @@
 
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import app, flags, logging
@@ -20,7 +20,7 @@ class Interrupted(Exception):
     self.code = 128 + signum
 
 
-def front_door(main: Callable[[list[str]], Any]) -> None:
+def front_door(main: Callable[[], Any]) -> None:
   """Runs `main` under absl; bad flags or an `InputError` become one line and exit code 1.
 
   So does a signal that ended training, with its own exit code.
@@ -31,7 +31,7 @@ def front_door(main: Callable[[list[str]], Any]) -> None:
     try:
       if len(argv) > 1:
         raise InputError(f'unexpected argument {argv[1]!r}: every option is --name=value')
-      return main(argv)
+      return main()
     except InputError as error:
       return _say(error)
     except Interrupted as stop:
@@ -39,6 +39,21 @@ def front_door(main: Callable[[list[str]], Any]) -> None:
       return stop.code
 
   app.run(reported, flags_parser=_parsed)
+
+
+def whole_numbers(flag: str, given: Sequence[str], low: int, high: int) -> tuple[int, ...]:
+  """The numbers of a list flag, rising, each once.
+
+  Raises:
+    InputError: there are none, or one is not a whole number from low to high.
+  """
+  try:
+    numbers = sorted({int(x) for x in given})
+  except ValueError:
+    numbers = []
+  if not numbers or numbers[0] < low or numbers[-1] > high:
+    raise InputError(f'--{flag}={",".join(given)}: whole numbers from {low} to {high}, such as 1,2,4')
+  return tuple(numbers)
 
 
 def _parsed(argv: list[str]) -> list[str]:

@@ -13,7 +13,7 @@ import numpy as np
 from absl import flags
 
 from lares_jax import metrics, report
-from lares_jax.errors import InputError, front_door
+from lares_jax.errors import InputError, front_door, whole_numbers
 from lares_jax.experiment import Experiment
 from lares_jax.training import processes
 
@@ -27,8 +27,7 @@ _DRAWS = flags.DEFINE_integer('draws', 1, 'Draws of the initial noise, for its s
                               lower_bound=1)
 
 
-def main(argv: list[str]) -> None:
-  del argv
+def main() -> None:
   if not _WORKDIR.value:
     raise InputError('give --workdir=DIR, a trained run')
   with processes.joined():
@@ -37,7 +36,8 @@ def main(argv: list[str]) -> None:
 
 def evaluate(experiment: Experiment) -> None:
   """Prints the table and the JSON object."""
-  depths = _depths(experiment)
+  most = experiment.model.config.deepest
+  depths = whole_numbers('depths', _DEPTHS.value, 0, most) if _DEPTHS.value else experiment.depths
   history = experiment.config.evaluate.history
   if _EXCLUDE.value is not None:
     history = 'removed' if _EXCLUDE.value else 'ranked'
@@ -45,8 +45,8 @@ def evaluate(experiment: Experiment) -> None:
   phase = _PHASE.value or result['phase']
   params, _, step = experiment.best(phase)
   ranks = np.load(experiment.workdir / 'ranks.npz')
-  own = f'{phase}_depth'  # missing while the phase is still in training
-  chosen = int(ranks[own]) if own in ranks else result['depth']
+  key = f'{phase}_depth'  # missing while the phase is still in training
+  chosen = int(ranks[key]) if key in ranks else result['depth']
   rank_SxTxM = np.stack([
     experiment.evaluator.ranks(params, _SPLIT.value, depths, history=history, draw=draw)
     for draw in range(_DRAWS.value)])
@@ -59,18 +59,6 @@ def evaluate(experiment: Experiment) -> None:
       d: {k: float(np.std([m[d][k] for m in by_draw], ddof=1)) for k in by_draw[0][d]}
       for d in depths}
   print(json.dumps(out))
-
-
-def _depths(experiment: Experiment) -> tuple[int, ...]:
-  try:
-    depths = tuple(int(d) for d in _DEPTHS.value) or experiment.depths
-  except ValueError:
-    raise InputError(f'--depths={",".join(_DEPTHS.value)}: whole numbers, such as 1,2,4') from None
-  model = experiment.model.config
-  most = model.deepest if model.recurrent else max(experiment.depths)
-  if min(depths) < 0 or max(depths) > most:
-    raise InputError(f'--depths={",".join(_DEPTHS.value)}: this model goes from 0 to {most}')
-  return depths
 
 
 if __name__ == '__main__':

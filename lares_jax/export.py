@@ -54,9 +54,8 @@ def _define_flags() -> None:
   flags.DEFINE_enum('table', 'float32', TABLES, 'How item embeddings are kept.')
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
   """The command; see --help."""
-  del argv
   given = flags.FLAGS
   if not given.workdir or not given.output:
     raise InputError('give --workdir=DIR, a trained run, and --output=DIR2')

@@ -20,8 +20,7 @@ _CONFIG = config_flags.DEFINE_config_file('config', help_string='A file of confi
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Where checkpoints, metrics and results go.')
 
 
-def main(argv: list[str]) -> None:
-  del argv
+def main() -> None:
   if not _WORKDIR.value:
     raise InputError('give --workdir=DIR, where everything goes')
   with processes.joined():

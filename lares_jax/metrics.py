@@ -1,11 +1,14 @@
 """From ranks to Recall, NDCG and MRR; the reward of phase two is the same arithmetic."""
 
+from typing import Literal, get_args
+
 import numpy as np
 
 CUTOFFS = (5, 10, 20)
+Kind = Literal['recall', 'ndcg']
 
 
-def gain(rank, k: int, kind: str, xp=np):
+def gain(rank, k: int, kind: Kind, xp=np):
   """Of each rank (from 0): `recall` [rank < k], or `ndcg` [rank < k] / log2(rank + 2).
 
   `xp` is the array module, numpy or jax.numpy. A NaN rank gains nothing.
@@ -13,8 +16,6 @@ def gain(rank, k: int, kind: str, xp=np):
   hit = (rank < k) * 1.0
   if kind == 'recall':
     return hit
-  if kind != 'ndcg':
-    raise ValueError(f'kind={kind!r}: use recall or ndcg')
   return hit / xp.log2(xp.where(rank < k, rank, 0) + 2)
 
 
@@ -22,7 +23,7 @@ def per_user(rank_M: np.ndarray, cutoffs=CUTOFFS) -> dict[str, np.ndarray]:
   """Every metric of every target, by name [M]; the mean over M is the published figure."""
   rank_M = np.asarray(rank_M, np.float64)
   columns = {}
-  for kind in ('recall', 'ndcg'):
+  for kind in get_args(Kind):
     for k in cutoffs:
       columns[f'{kind}@{k}'] = gain(rank_M, k, kind)
   columns['mrr'] = np.where(np.isnan(rank_M), 0.0, 1 / (np.nan_to_num(rank_M) + 1))

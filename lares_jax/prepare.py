@@ -18,12 +18,13 @@ import hashlib
 import json
 import os
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from absl import flags, logging
+from absl import flags
 from tqdm import tqdm
 
 from lares_jax.data import audit, formats, store
@@ -102,7 +103,9 @@ def prepare(
     log = _filtered(log, options, left_out)
     size_Ux3 = _split(log, options)
     if options.max_history:
+      before = len(log.rows)
       log, size_Ux3 = _latest(log, size_Ux3, options.max_history)
+      left_out[f'training rows before the latest {options.max_history}'] = before - len(log.rows)
     bar.update()
     bar.set_description('write')
     meta = {
@@ -125,7 +128,7 @@ def prepare(
   return Store.open(output)
 
 
-_OF_READING = ('format', 'user', 'item', 'time', 'rating')  # nothing to a log that has been read
+_OF_READING = ('format', 'user', 'item', 'time', 'rating')  # matter only while a log is read
 
 
 def prepared(path: str, options: PrepareOptions, cache_dir: str | os.PathLike[str]) -> Store:
@@ -163,8 +166,10 @@ def _cached(path: str, options: PrepareOptions, cache_dir: str | os.PathLike[str
     fcntl.flock(lock, fcntl.LOCK_EX)  # of several processes, one prepares and the others wait
     if store.is_prepared(output):
       return Store.open(output)
-    logging.info('Preparing %s (format: %s) into %s', path, sources[0].format, output)
-    return prepare(path, output, options)
+    made = prepare(path, output, options)
+    print(f'prepared {path} (format: {made.meta["format"]}) into {output}\n'
+          f'{audit.table(made.meta["audit"])}', file=sys.stderr)  # stdout may be for data
+    return made
 
 
 def _read(
@@ -190,7 +195,7 @@ def _filtered(log: Log, options: PrepareOptions, left_out: Counter[str]) -> Log:
   if k:
     stages[f'rows outside the {k}-core'] = lambda log: core(log, k, k)
   if options.split == 'leave_one_out' and 'part' not in log.rows.columns:
-    stages[f'rows of users with fewer than {least}'] = lambda log: core(log, least, 0)
+    stages[f'rows of users with fewer than {least}'] = lambda log: core(log, least, k)
   for reason, stage in stages.items():
     before, log = len(log.rows), stage(log)
     left_out[reason] = before - len(log.rows)
@@ -262,9 +267,8 @@ def _define_flags() -> None:
       define[field.type](field.name, default, says)
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
   """The command; see --help."""
-  del argv
   values = flags.FLAGS.flag_values_dict()
   for name in ('input', 'output'):
     if not values[name]:

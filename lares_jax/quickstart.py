@@ -21,8 +21,8 @@ from lares_jax.recommender import Recommender
 
 _WORKDIR = flags.DEFINE_string('workdir', 'runs/quickstart', 'Where everything goes.')
 
-def main(argv: list[str]) -> None:
-  del argv
+
+def main() -> None:
   start = time.time()
   workdir = pathlib.Path(_WORKDIR.value)
   plain = _train('plain', workdir / 'depth_0')
@@ -47,7 +47,7 @@ def main(argv: list[str]) -> None:
   print('\nten recommendations each')
   users = np.arange(3)
   histories = store.raw_histories(users, store.offsets[users + 1])
-  for user, out in zip(users.tolist(), Recommender.load(str(lares.workdir)).recommend(histories, k=10)):
+  for user, out in zip(users.tolist(), Recommender.of(lares).recommend(histories, k=10)):
     print(f'  {store.user_ids[user]}: {", ".join(out.items)}')
   print(f'\n{time.time() - start:.0f} s; checkpoints, metrics.jsonl, TensorBoard logs and result.json '
         f'are in {plain.workdir} and {lares.workdir}')

@@ -17,7 +17,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from typing import BinaryIO, NamedTuple, NoReturn, TextIO
+from typing import BinaryIO, NamedTuple, TextIO
 
 import tqdm
 from absl import flags
@@ -38,20 +38,17 @@ class Request(NamedTuple):
 
 def _define_flags() -> None:
   flags.DEFINE_string('workdir', None, 'A trained run.')
-  flags.DEFINE_integer('k', 10, 'Items for each user.')
+  flags.DEFINE_integer('k', 10, 'Items for each user.', lower_bound=1)
   flags.DEFINE_string('depth', None, 'Reasoning steps, or adaptive; what validation chose if empty.')
   flags.DEFINE_bool('exclude_history', True, 'Leave items of the history out.')
-  flags.DEFINE_integer('batch', 4096, 'Lines at a time.')
+  flags.DEFINE_integer('batch', 4096, 'Lines at a time.', lower_bound=1)
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
   """The command; see --help."""
-  del argv
   given = flags.FLAGS
   if not given.workdir:
     raise InputError('give --workdir=DIR, a trained run')
-  if given.k < 1 or given.batch < 1:
-    raise InputError(f'--k={given.k} --batch={given.batch}: each is 1 or more')
   recommender = Recommender.load(given.workdir)
   depth = recommender.checked_depth(given.depth or None)
   try:
@@ -73,7 +70,7 @@ def run(recommender: Recommender, source: BinaryIO, sink: TextIO, *, batch: int,
     **options: of `Recommender.recommend`.
   """
   lines, errors, popular = 0, 0, 0
-  bar = tqdm.tqdm(unit=' users', desc='recommend', leave=False, disable=not sys.stderr.isatty())
+  bar = tqdm.tqdm(unit=' users', desc='recommend', leave=False, disable=None)
   with bar:
     for taken in _batches(_lines(source), batch):
       requests = [_parsed(line) for line in taken]
@@ -104,7 +101,7 @@ def parse(line: bytes) -> Request:
   if len(line) > MAX_LINE:
     raise ValueError(f'longer than {MAX_LINE >> 20} MiB')
   try:
-    content = json.loads(line.decode('utf-8'), parse_constant=_no_constant)
+    content = json.loads(line.decode('utf-8'))
   except UnicodeDecodeError:
     raise ValueError('not UTF-8') from None
   except RecursionError:
@@ -135,10 +132,6 @@ def _parsed(line: bytes) -> Request | str:
 
 def _is_id(value: object) -> bool:
   return isinstance(value, str | int) and not isinstance(value, bool)
-
-
-def _no_constant(name: str) -> NoReturn:
-  raise ValueError(f'{name} is not JSON')
 
 
 def _lines(source: BinaryIO) -> Iterator[bytes]:

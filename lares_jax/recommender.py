@@ -19,10 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from lares_jax import adaptive
-from lares_jax.adaptive import Histories, Rule
+from lares_jax.adaptive import Rule
 from lares_jax.catalogue import Catalogue
 from lares_jax.data.batches import DataConfig
-from lares_jax.data.rows import Plan, Rows, fill
+from lares_jax.data.rows import Plan, Rows, fill, rounded_up
 from lares_jax.errors import InputError
 from lares_jax.experiment import Experiment
 from lares_jax.model.lares import DEEPEST, Lares
@@ -184,12 +184,12 @@ class Recommender:
     out_SxD = np.zeros((len(read), self.model.config.backbone.width), np.float32)
     for low in range(0, plan.rows, self.batch_rows):
       s = np.flatnonzero((plan.row_S >= low) & (plan.row_S < low + self.batch_rows))
-      shape = (min(_padded(plan.rows - low), self.batch_rows), self.data.length)
+      shape = (min(rounded_up(plan.rows - low, 4), self.batch_rows), self.data.length)
       row_s, place_s = plan.row_S[s] - low, plan.place_S[s]
       if isinstance(depth, Rule):
         out_SxD[s], _ = adaptive.think(
           self.model, self.catalogue, self.params, self.noise_seed, depth, self.data,
-          Histories(items_N, start_S[s], length_S[s]), Plan(row_s, place_s, shape[0]))
+          items_N, start_S[s], length_S[s], Plan(row_s, place_s, shape[0]))
         continue
       rows = fill(items_N, start_S[s], length_S[s], row_s, place_s, shape)
       state_BxLxD = encode(self.model, self.params, rows, self.noise_seed, depth)
@@ -204,7 +204,7 @@ class Recommender:
     for s in (np.flatnonzero(~wide_S), *np.flatnonzero(wide_S)[:, None]):
       if not s.size:
         continue
-      rows, width = _padded(len(s)), _padded(max(len(hidden[m]) for m in s))
+      rows, width = (rounded_up(n, 4) for n in (len(s), max(len(hidden[m]) for m in s)))
       query = np.pad(query_SxD[s], [(0, rows - len(s)), (0, 0)])
       hidden_SxH = np.full((rows, width), -1, np.int32)
       for row, m in enumerate(s):
@@ -237,11 +237,3 @@ def encode(model: Lares, params, rows: Rows, noise_seed, depth) -> jax.Array:
 
 
 best = jax.jit(Catalogue.top_k, static_argnums=(0, 4))
-
-
-def _padded(size: int) -> int:
-  """The next power of four: few sizes, so few programs to compile."""
-  padded = 1
-  while padded < size:
-    padded *= 4
-  return padded

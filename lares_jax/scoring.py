@@ -72,10 +72,11 @@ def _scores(axes: str, query, item, config: CatalogueConfig) -> jax.Array:
 
 def product(axes: str, x, y, config: CatalogueConfig) -> jax.Array:
   """The sum of products that `axes` says: factors rounded to `config.dtype`, summed in float32."""
-  # Accelerators would quietly round the factors of a float32 product otherwise.
-  exact = jax.lax.Precision.HIGHEST if config.dtype == 'float32' else None
+  # Accelerators would quietly round the factors of a float32 product, and of others there is nothing
+  # to be exact about, whatever jax_default_matmul_precision says.
+  precision = jax.lax.Precision.HIGHEST if config.dtype == 'float32' else jax.lax.Precision.DEFAULT
   return jnp.einsum(axes, x.astype(config.dtype), y.astype(config.dtype),
-                    precision=exact, preferred_element_type=jnp.float32)
+                    precision=precision, preferred_element_type=jnp.float32)
 
 
 def tie_slack(query_MxD, item_MxD, config: CatalogueConfig) -> jax.Array:

@@ -4,11 +4,6 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-python=${PYTHON:-python3}
-if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
-  echo "error: Python 3.11 or newer is needed; set PYTHON=/path/to/python3.11" >&2
-  exit 1
-fi
 wanted=(requirements.txt)
 [[ ${PLATFORM:-cpu} == cpu ]] || wanted+=("requirements-$PLATFORM.txt")
 if [[ ! -f ${wanted[-1]} ]]; then
@@ -18,6 +13,11 @@ fi
 stamp=.venv/installed
 if [[ -f $stamp ]] && cat "${wanted[@]}" | cmp -s - "$stamp"; then
   exit 0
+fi
+python=${PYTHON:-python3}
+if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+  echo "error: Python 3.11 or newer is needed; run once: PYTHON=/path/to/python3.11 bash launch/setup.sh" >&2
+  exit 1
 fi
 echo "setting up .venv (about a minute the first time)"
 # A set-up that was interrupted may have left an environment without pip.

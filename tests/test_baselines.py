@@ -162,8 +162,8 @@ def test_a_chain_of_thoughts_is_that_of_tokens_appended_to_the_history():
 
 def test_a_rival_thinks_without_a_core_block():
   config = dataclasses.replace(MODEL, reasoner='erl', core_layers=0)
-  model, params = _bound(config, ReaRec)
-  rows, place_1x1 = _alone(5), np.array([[4]])
+  _, params = _bound(config, ReaRec)
+  model, rows, place_1x1 = ReaRec(config, 20), _alone(5), np.array([[4]])
   start = evaluation.begin(model, params, rows, 0)
   plain, thought = evaluation.user_vectors(model, params, rows, place_1x1, start, (0, 2))
   assert np.abs(plain - thought).max() > 1e-3

@@ -50,7 +50,8 @@ def delimited(separator, quote):
     ('log.tsv', delimited('\t', False)),
     ('log.csv', '\ufeff' + delimited(',', True).replace('\n', '\r\n')),
     ('log.csv', delimited(',', True).replace('\n', '\r\n', 2).rstrip('\n')),  # mixed line ends
-    ('log.csv', delimited(',', True).replace('\n', '\n\n')),  # blank lines
+    ('log.csv', '\n\n' + delimited(',', True).replace('\n', '\n\n')),  # blank lines
+    ('log.tsv', '\r\n' + delimited('\t', False)),
     ('log.jsonl', ''.join(json.dumps(dict(zip(NAMES.values(), row))) + '\n' for row in ROWS)),
     ('log.jsonl', ''.join(
       json.dumps(dict(zip(NAMES.values(), row)), ensure_ascii=False) + '\r\n' for row in ROWS)),
@@ -245,6 +246,12 @@ def test_minimum_rating_and_tie_break(tmp_path):
   path = write(tmp_path / 'log.csv', header + 'u,a,1,good,1\n')
   with pytest.raises(InputError, match='row 2: the rating is not a number'):
     load(path, names, min_rating=3)
+  for name, kind in (('a', pl.Int32), ('b', pl.String)):  # one file's ties are of another type
+    pl.DataFrame([('u', name, 1, 5, '2'), ('u', f'{name}2', 1, 5, '10')], orient='row',
+                 schema=header.strip().split(',')).cast({'rank': kind}).write_parquet(
+                   tmp_path / f'{name}.parquet')
+  rows, _ = load(str(tmp_path / '*.parquet'), names)
+  assert [row[1] for row in rows] == ['a', 'b', 'a2', 'b2'], 'by rank as a number'
 
 
 # A log that comes split, three ways: plain rows, rows with histories, RecBole's lists.
@@ -308,6 +315,13 @@ def test_histories_in_some_files_only(tmp_path):
     write(tmp_path / f'x.{part}.inter', f'{header}\titem_id_list:token_seq\n{lines}')
   expected = [('u', item) for item in 'abcd'] + [('v', item) for item in 'bca']
   assert load(str(tmp_path / 'x.*.inter'))[0] == expected
+
+
+def test_histories_cannot_be_rated(tmp_path):
+  header = 'user_id:token\titem_id_list:token_seq\titem_id:token\trating:float\n'
+  path = write(tmp_path / 'x.inter', header + 'u\ta b\tc\t5\n')
+  with pytest.raises(InputError, match='histories hold items without ratings; leave out --min_rating'):
+    load(path, {'rating': ''}, min_rating=3)
 
 
 def test_histories_of_a_log_that_does_not_come_split(tmp_path):

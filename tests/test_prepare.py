@@ -166,6 +166,14 @@ def test_k_core_is_iterated(tmp_path, rows):
   assert not (tmp_path / 'none').exists()
 
 
+def test_users_that_leave_one_out_drops_do_not_break_the_core(tmp_path):
+  rows = [(user, item, 1) for user in 'ab' for item in 'xyz'] + [('c', 'v', 1), ('c', 'x', 2)] * 2
+  rows += [('d', 'w', 1), ('d', 'v', 2)] + [('a', 'w', 3)]  # d is short, and half of what w has
+  store = prepare(write_csv(tmp_path / 'log.csv', rows), tmp_path / 'set',
+                  PrepareOptions(**NAMED, k_core=2))
+  assert np.bincount(store.items_N).min() >= 2 and {*store.user_ids} == {'a', 'b', 'c'}
+
+
 @pytest.mark.parametrize('keep', ['first', 'last'])
 def test_duplicates(tmp_path, rows, keep):
   path = write_csv(tmp_path / 'log.csv', rows)
@@ -184,6 +192,8 @@ def test_maximum_history_keeps_the_latest_of_training(tmp_path, rows):
   store = prepare(path, tmp_path / 'set', PrepareOptions(**NAMED, max_history=2))
   wanted = {user: (train[-2:], *rest) for user, (train, *rest) in expected(rows).items()}
   assert contents(store) == wanted
+  cut = sum(max(len(train) - 2, 0) for train, *_ in expected(rows).values())
+  assert store.meta['left_out']['training rows before the latest 2'] == cut > 0
   items = {item for parts in wanted.values() for part in parts for item, _ in part}
   assert store.num_items == len(items), 'items that nobody is left with must go'
 
@@ -252,10 +262,13 @@ def test_the_same_input_gives_the_same_bytes(tmp_path, rows):
   assert other.fingerprint != Store.open(tmp_path / 'one').fingerprint
 
 
-def test_prepared_takes_a_directory_or_a_log(tmp_path, rows):
+def test_prepared_takes_a_directory_or_a_log(tmp_path, rows, capsys):
   options = PrepareOptions(**NAMED)
   path = write_csv(tmp_path / 'log.csv', rows)
+  capsys.readouterr()
   first = prepared(path, options, tmp_path / 'cache')
+  said = capsys.readouterr()
+  assert said.err.startswith(f'prepared {path} (format: csv) into') and 'repeats' in said.err
   mark = Path(first.directory, 'mark')
   mark.write_text('kept')
   assert prepared(path, options, tmp_path / 'cache').directory == first.directory

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from lares_jax.data.log import repeats, user_blocks
-from lares_jax.data.store import PARTS, Store, in_split
+from lares_jax.data.store import PARTS, Store, in_training
 
 
 def audit(store: Store) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def _leakage(store: Store) -> float | None:
   _, index_M = store.targets('test')
   if store.times_N is None or not len(index_M):
     return None
-  in_train_N = in_split(*store.span('train'), len(store.items_N))
+  in_train_N = in_training(store.offsets, store.valid_start_U)
   later_N = in_train_N & (store.times_N > store.times_N[index_M].min())
   return float(later_N.sum() / max(in_train_N.sum(), 1))
 

@@ -11,7 +11,7 @@ from lares_jax.data.rows import Array, Plan, Rows, fill, pack, ranges, units_per
 from lares_jax.data.store import Store
 from lares_jax.errors import InputError
 
-_HIDDEN = 0.1  # share of the training rows without times, so that a history without is nothing new
+_TIMELESS = 0.1  # share of the training rows without times, so that a history without is nothing new
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,7 +210,7 @@ class TrainBatches:
     items_N = self._store.items_N
     generator = np.random.default_rng([self._seed, 2, step])
     rows = fill(items_N, start_S, length_S, row_S, place_S, shape, *self._clock)
-    rows = self._hidden(rows, generator)
+    rows = self._some_without_times(rows, generator)
     target = np.zeros(shape, np.int32)
     token, step_in = np.repeat(row_S * shape[1] + place_S, length_S), ranges(length_S)
     target.flat[token + step_in] = items_N[np.repeat(start_S + 1, length_S) + step_in]
@@ -252,15 +252,15 @@ class TrainBatches:
     keep = lambda x: x[fits]
     rows = fill(self._store.items_N, keep(start_P), keep(length_P), keep(row_P),
                 keep(plan.place_S), shape, *self._clock)
-    rows = self._hidden(rows, generator)
+    rows = self._some_without_times(rows, generator)
     last_P = np.where(fits, row_P * shape[1] + plan.place_S + length_P - 1, 0)
     return rows, last_P, fits
 
-  def _hidden(self, rows: Rows, generator: np.random.Generator) -> Rows:
+  def _some_without_times(self, rows: Rows, generator: np.random.Generator) -> Rows:
     """The rows, some of them without their times."""
     if rows.time_BxL is None:
       return rows
-    hidden_Bx1 = generator.random((len(rows.time_BxL), 1)) < _HIDDEN
+    hidden_Bx1 = generator.random((len(rows.time_BxL), 1)) < _TIMELESS
     return rows._replace(time_BxL=np.where(hidden_Bx1, np.int32(-1), rows.time_BxL))
 
 
@@ -276,7 +276,7 @@ class EvalBatch(NamedTuple):
 
   @property
   def hidden_MxH(self) -> Array | None:
-    """The same in one line."""
+    """The same, rows and places flattened."""
     hidden = self.hidden_BxAxH
     return None if hidden is None else hidden.reshape(-1, hidden.shape[-1])
 

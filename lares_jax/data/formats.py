@@ -36,12 +36,13 @@ _OPTIONAL = {'recbole': {'time', 'history'}, 'amazon2023': {'history'}}
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """One file of a log: its format, its first line, and its part where the log comes split."""
+  """One file of a log."""
 
   path: str
   format: str
-  first_line: str
-  part: str | None = None
+  first_line: str  # that is not blank
+  first_row: int  # its number
+  part: str | None  # where the log comes split
 
 
 def sources(inputs: str, format_name: str = 'auto') -> list[Source]:
@@ -57,11 +58,11 @@ def sources(inputs: str, format_name: str = 'auto') -> list[Source]:
     if not paths:
       raise InputError(f'{pattern!r}: no such file; check --input')
     for path in paths:
-      first_line = _first_line(path)
+      first_row, first_line = _first_line(path)
       chosen = _guess(path, first_line) if format_name == 'auto' else format_name
       name = os.path.basename(path) if chosen in ('recbole', 'amazon2023') else ''
       part = re.search(rf'(?:^|[._-])({"|".join(PARTS)})[._-]', name)
-      found.append(Source(path, chosen, first_line, part and part[1]))
+      found.append(Source(path, chosen, first_line, first_row, part and part[1]))
   names = [_unpacked(source.path) for source in found]
   for name in (name for n, name in enumerate(names) if name in names[:n]):
     raise InputError(f'{inputs}: {name} would be read twice, compressed or not; name it once')
@@ -151,14 +152,15 @@ def reading(path: str) -> Iterator[None]:
     raise InputError(f'{path}: {said}') from None
 
 
-def _first_line(path: str) -> str:
+def _first_line(path: str) -> tuple[int, str]:
+  """The first row that is not blank, and what it says."""
   if path.lower().endswith(('.parquet', '.pq')):
-    return ''
+    return 1, ''
   with reading(path):
-    lines = _lines(path).select('line').head(1).collect(engine='streaming')
+    lines = _lines(path).head(1).collect(engine='streaming')
   if lines.is_empty():
     raise InputError(f'{path}: empty file')
-  return lines.item()
+  return lines.row(0)
 
 
 def _fields(path: str, count: int, separator: str, quote: str | None, skip: int) -> pl.LazyFrame:
@@ -223,7 +225,7 @@ def _delimited(source: Source) -> _Columns:
         f'{source.path}: row 1: no header; lines must end in \\n or \\r\\n') from None
   if source.format == 'recbole':  # name:type
     header = [name.split(':')[0] for name in header]
-  table = _fields(source.path, len(header), separator, None if tabbed else '"', 1)
+  table = _fields(source.path, len(header), separator, None if tabbed else '"', source.first_row)
   column = {name: pl.col(str(k)) for k, name in enumerate(header)}
   return table, column, {'extra': pl.col(str(len(header))) != ''}
 

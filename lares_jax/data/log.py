@@ -20,8 +20,8 @@ class Log:
   """Interactions by user, then time; equal times by the tie-break, then file order.
 
   Attributes:
-    rows: user and item (uint32, numbers into the ids), where known time (int64, in units of the
-      log's own divided by `time_scale`), and part (uint8, 0 to 2) where the log came split.
+    rows: user and item (uint32, numbers into the ids), where known time (int64, of which `time_scale`
+      make one unit of the log's own), and part (uint8, 0 to 2) where the log came split.
     user_ids, item_ids: raw ids, in order of id; some may no longer occur in `rows`.
   """
 
@@ -65,6 +65,9 @@ def read(
   number = lambda rows: rows.with_columns(pl.col(role).cast(kind) for role, kind in kinds.items())
   tables = [formats.scan(source, names) for source in sources]
   histories = any('history' in table.collect_schema() for table in tables)
+  if histories and min_rating is not None:
+    raise InputError(f'{sources[0].path}: its histories hold items without ratings; leave out '
+                     '--min_rating')
   files, left_out = [], Counter[str]()
   for source, table in zip(sources, tables):
     table = table if histories else number(table)  # with histories, once they are unrolled
@@ -72,7 +75,7 @@ def read(
     files.append(rows)
     left_out += reasons
     done()
-  rows = pl.concat(files, how='diagonal')
+  rows = pl.concat(files, how='diagonal_relaxed')
   del files
   if rows.is_empty():
     raise InputError(f'{sources[0].path}: no interactions (left out: {dict(left_out)})')

@@ -43,33 +43,35 @@ def pack(length_S: np.ndarray, row_length: int) -> Plan:
   """
   order_S = np.argsort(-length_S, kind='stable')
   left = np.bincount(length_S, minlength=row_length + 1)
-  patterns: list[tuple[list[int], int]] = []  # (lengths in a row, how many rows of it)
+  slot_length, slot_row, slot_place, rows = [], [], [], 0
   while left.any():
     pattern, room, spare = [], row_length, left.copy()
-    while room:
-      fits = np.flatnonzero(spare[: room + 1])
-      if not fits.size:
-        break
+    while (fits := np.flatnonzero(spare[: room + 1])).size:
       pattern.append(int(fits[-1]))
       spare[fits[-1]] -= 1
       room -= pattern[-1]
     used = np.bincount(pattern, minlength=row_length + 1)
-    times = int((left[used > 0] // used[used > 0]).min())
+    times = int((left[used > 0] // used[used > 0]).min())  # as often as the counts allow
     left -= times * used
-    patterns.append((pattern, times))
-  slot_length, slot_row, slot_place, rows = [], [], [], 0
-  for pattern, times in patterns:
     slot_length.append(np.tile(pattern, times))
     slot_place.append(np.tile(np.cumsum(pattern) - pattern, times))
     slot_row.append(np.repeat(np.arange(rows, rows + times), len(pattern)))
     rows += times
-  if not patterns:
+  if not rows:
     return Plan(np.zeros(0, np.int64), np.zeros(0, np.int64), 0)
   slots = np.argsort(-np.concatenate(slot_length), kind='stable')
   row_S, place_S = np.empty_like(length_S), np.empty_like(length_S)
   row_S[order_S] = np.concatenate(slot_row)[slots]
   place_S[order_S] = np.concatenate(slot_place)[slots]
   return Plan(row_S, place_S, rows)
+
+
+def rounded_up(size: int, base: int) -> int:
+  """The next power of `base`: few sizes, so few programs to compile."""
+  rounded = 1
+  while rounded < size:
+    rounded *= base
+  return rounded
 
 
 def ranges(length_S: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
 """A prepared data set on disk: every user's interactions in time order, memory-mapped.
 
     items.npy        int32 [N]    item of each interaction, by user, then time
-    times.npy        int64 [N]    its time, in `meta['time_unit']`; absent where the log has none
+    times.npy        int64 [N]    its time, meta['time_scale'] to a unit of the log's, if it has times
     offsets.npy      int64 [U+1]  user u owns interactions offsets[u] .. offsets[u+1]
     valid_start.npy  int64 [U]    absolute index of the user's first validation interaction
     test_start.npy   int64 [U]    absolute index of the user's first test interaction
@@ -171,7 +171,7 @@ def write(
     items_N: numbers into `item_ids`, in any numbering.
     meta: what to record besides the counts, the fingerprint and the sizes of the files.
   """
-  in_train_N = in_split(offsets[:-1], valid_start_U, len(items_N))
+  in_train_N = in_training(offsets, valid_start_U)
   train_count_V = np.bincount(items_N[in_train_N], minlength=len(item_ids))
   by_id_V = id_order(item_ids)
   order_V = by_id_V[np.argsort(-train_count_V[by_id_V], kind='stable')]
@@ -222,12 +222,10 @@ def id_order(ids: pl.Series) -> np.ndarray:
   return table.select(pl.arg_sort_by('value', 'id')).to_series().to_numpy()
 
 
-def in_split(start_U: np.ndarray, end_U: np.ndarray, length: int) -> np.ndarray:
-  """Marks the interactions that lie in any user's [start, end): bool [N]."""
-  edge_N = np.zeros(length + 1, np.int8)
-  np.add.at(edge_N, start_U, 1)
-  np.add.at(edge_N, end_U, -1)
-  return np.cumsum(edge_N[:-1], dtype=np.int8).astype(bool)
+def in_training(offsets: np.ndarray, valid_start_U: np.ndarray) -> np.ndarray:
+  """Marks the interactions to train on: bool [N]."""
+  size_Ux2 = np.diff(np.stack([offsets[:-1], valid_start_U, offsets[1:]], axis=1))
+  return np.repeat(np.tile([True, False], len(valid_start_U)), size_Ux2.ravel())
 
 
 def _fingerprint(arrays: Mapping[str, np.ndarray], user_ids: pl.Series, item_ids: pl.Series) -> str:

@@ -9,7 +9,6 @@ The table stands beside the items in DIR, row v for item v; an item without a ti
 import functools
 import hashlib
 import os
-import sys
 import zlib
 from collections.abc import Callable, Sequence
 
@@ -67,7 +66,7 @@ def write(store: Store, title_V: Sequence[str], encode: Encode) -> str:
   try:
     shape = (len(title_V), encode(title_V[:1]).shape[1])
     table_VxW = np.lib.format.open_memmap(aside, 'w+', np.float32, shape)
-    for start in tqdm.tqdm(starts, 'encode titles', disable=not sys.stderr.isatty()):
+    for start in tqdm.tqdm(starts, 'encode titles', disable=None):
       texts = title_V[start : start + _TEXTS]
       has_title = np.array([text != '' for text in texts])
       table_VxW[start : start + len(texts)] = np.where(has_title[:, None], encode(texts), 0)
@@ -156,9 +155,8 @@ def sentence_encoder(name: str) -> Encode:
   return lambda texts: model.encode(list(texts), show_progress_bar=False)
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
   """The command; see --help."""
-  del argv
   values = flags.FLAGS.flag_values_dict()
   for name in ('data', 'input', 'item', 'title'):
     if not values[name]:

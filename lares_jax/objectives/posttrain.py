@@ -22,7 +22,7 @@ class PosttrainConfig:
   """Rollouts, their reward, and how tightly the reference holds the policy."""
 
   rollouts: int = 4  # G
-  reward: Literal['recall', 'ndcg'] = 'recall'
+  reward: metrics.Kind = 'recall'
   k: int = 10
   beta: float = 1.0
   reference_noise: Literal['shared', 'independent'] = 'shared'  # the rollout's Z_0; or as published

@@ -48,8 +48,7 @@ CLOCK = {'v4': 1.05e9, 'v5e': 1.5e9, 'v5p': 1.75e9, 'v6e': 1.75e9}  # Hz, from t
 MEMORY = {'v4': 32, 'v5e': 16, 'v5p': 95, 'v6e': 32, 'h200': 141}  # GiB a chip
 
 
-def main(argv: list[str]) -> int:
-  del argv
+def main() -> int:
   config = config_lib.of_flag(_CONFIG.value)
   devices, kind = topology(_TOPOLOGY.value, _SLICES.value)
   experiment = Unbuilt(config, pathlib.Path(), _ITEMS.value, tuple(devices))

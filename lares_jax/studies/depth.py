@@ -12,11 +12,10 @@ chose goes to WORKDIR/adaptive.json, from where `recommend --depth=adaptive` tak
 """
 
 import pathlib
-from collections.abc import Sequence
 
 from absl import flags
 
-from lares_jax.errors import InputError
+from lares_jax.errors import InputError, whole_numbers
 from lares_jax.experiment import Experiment
 from lares_jax.model.lares import DEEPEST
 from lares_jax.studies import scaling
@@ -25,31 +24,19 @@ _WORKDIR = flags.DEFINE_string('workdir', None, 'A trained run.')
 _OUTPUT = flags.DEFINE_string('output', '', 'Where the report goes; WORKDIR/depth if empty.')
 _DEPTHS = flags.DEFINE_list('depths', ['1', '2', '4', '8', '16', '32', '64'], 'Steps to look at.')
 _WIDTHS = flags.DEFINE_list('widths', ['1', '2', '4', '8'], 'Draws of the initial state to average.')
-_USERS = flags.DEFINE_integer('users', 0, 'Users to measure quality on; 0: all.')
-_REPEATS = flags.DEFINE_integer('repeats', 20, 'Timed runs of each program.')
+_USERS = flags.DEFINE_integer('users', 0, 'Users to measure quality on; 0: all.', lower_bound=0)
+_REPEATS = flags.DEFINE_integer('repeats', 20, 'Timed runs of each program.', lower_bound=1)
 _PROFILE = flags.DEFINE_bool('profile', False, 'Write a jax.profiler trace of a batch.')
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
   """The command; see --help."""
-  del argv
   if not _WORKDIR.value:
     raise InputError('give --workdir=DIR, a trained run')
-  depths, widths = _numbers('depths', _DEPTHS.value), _numbers('widths', _WIDTHS.value)
-  if _USERS.value < 0 or _REPEATS.value < 1:
-    raise InputError(f'--users={_USERS.value} --repeats={_REPEATS.value}: at least 0 and 1')
+  depths, widths = (whole_numbers(name, given, 1, DEEPEST) for name, given in (
+    ('depths', _DEPTHS.value), ('widths', _WIDTHS.value)))
   experiment = Experiment.load(_WORKDIR.value)
   if not experiment.model.config.recurrent:
     raise InputError(f'{_WORKDIR.value}: this model does not repeat one core-block, so it has no depth')
   output = pathlib.Path(_OUTPUT.value or experiment.workdir / 'depth')
   scaling.study(experiment, output, depths, widths, _USERS.value, _REPEATS.value, _PROFILE.value)
-
-
-def _numbers(name: str, given: Sequence[str]) -> list[int]:
-  try:
-    numbers = sorted({int(x) for x in given})
-  except ValueError:
-    numbers = []
-  if not numbers or numbers[0] < 1 or numbers[-1] > DEEPEST:
-    raise InputError(f'--{name}={",".join(given)}: whole numbers from 1 to {DEEPEST}, such as 1,2,4')
-  return numbers

@@ -33,7 +33,7 @@ class Log:
     self._board = tensorboardX.SummaryWriter(
       str(workdir / 'tensorboard' / phase), purge_step=step, write_to_disk=speaks)
     self._bar = tqdm.tqdm(total=steps, initial=step, desc=phase, unit='step', mininterval=0.5,
-                          disable=not (sys.stderr.isatty() and speaks))
+                          disable=None if speaks else True)
     self.restart()
 
   def add(self, metrics: dict[str, float]) -> None:
