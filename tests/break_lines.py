@@ -16,7 +16,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 # name: file of lares_jax/, the line, what it becomes, and the tests that are about it
 LINES = {
   'mask': ('model/backbone.py', 'causal_LxL[None] & same_BxLxL &', 'causal_LxL[None] &',
-           'test_model.py', 'segment or company'),
+           'test_backbones.py', 'company'),
   'tie-break': ('share.py', '0.5 * ~(scores_mxK < low_m[:, None])', '0.0 * scores_mxK',
                 'test_catalogue.py', 'by_hand or alike'),
   'depth': ('model/lares.py', 'jnp.where((i < depth_B)[:, None, None], new_BxLxD',

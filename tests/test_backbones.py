@@ -102,6 +102,9 @@ def test_one_set_of_parameters_serves_every_depth_and_both_precisions(name):
   one, four = run(PREFIXES, 1), run(PREFIXES, 4)
   assert np.isfinite(one).all() and np.isfinite(four).all()
   assert np.abs(one - four)[PREFIXES.real_BxL].max() > 1e-2, 'depth must change the states'
+  born = jax.eval_shape(lambda: Lares(_config(name, dtype='bfloat16'), 20).init(
+    jax.random.key(0), PREFIXES, _noise(PREFIXES), 1, cap=1))['params']
+  assert {x.dtype for x in jax.tree.leaves(born)} == {jnp.dtype('float32')}
   half = _run(name, 'bfloat16')(PREFIXES, 4)
   assert half.dtype == jnp.bfloat16
   gap = np.abs(half.astype(jnp.float32) - four)[PREFIXES.real_BxL]

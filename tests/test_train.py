@@ -234,6 +234,22 @@ def test_a_workdir_of_another_config_or_data_set_is_refused(store, tmp_path):
     Experiment.start(make_config(store, phases=ALL), str(tmp_path))
 
 
+def test_a_restart_takes_out_the_lines_that_a_kill_undid(tmp_path):
+  """Here the one at step 6; no metric may hide the counter that tells."""
+  for start, steps in ((0, (2, 4, 6)), (4, (6, 8))):
+    log = Log(tmp_path, 'pretrain', start, 10, start > 0)
+    for step in steps:
+      log.add({'loss': 1.0, 'targets': 5.0})
+      log.flush(step)
+    log.close()
+  lines = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').open()]
+  assert [line['step'] for line in lines] == [2, 4, 6, 8]
+  log = Log(tmp_path, 'pretrain', 8, 10, True)
+  with pytest.raises(AssertionError):
+    log.write(9, 'validation', {'step': 3})
+  log.close()
+
+
 def test_a_misspelt_key_names_the_nearest():
   values = config_lib.defaults()
   values.unlock()
@@ -256,6 +272,7 @@ def test_a_misspelt_key_names_the_nearest():
   ('pretrain.train.log_every_steps', 0, 'log_every_steps=0: use 1 or more'),
   ('model.pre_dropout', 1.0, 'use at most 0.95'),
   ('model.core_layers', 0, 'set depth.mean=0'),
+  ('depth.mean', -1, r'config\.depth\.mean=-1: use 0 or more'),
   ('catalogue.dtype', 'bf16', 'use one of float32, bfloat16'),
   ('model.backbone.dtype', 'int32', 'use one of float32, bfloat16'),
 ))
