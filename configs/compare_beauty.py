@@ -135,7 +135,8 @@ def table(recipe, ablations: bool, more=()):
   if ablations:
     runs['lares_phase_two'] = {'config': _changed(recipe(''), {'phases': ALL}), 'phase': 'posttrain',
                                'against': 'lares_phase_one', 'seeds': (1, 2)}
-    runs['lares_phase_one'] = {'of': 'lares_phase_two', 'phase': 'pretrain'}  # of just these seeds
+    runs['lares_phase_one'] = {'of': 'lares_phase_two', 'phase': 'pretrain',
+                               'against': 'lares_phase_one'}  # just these seeds; nothing is tested
     for name, changes in backbones.items():  # the plug-in: each backbone under LARES
       for kind, variant in (('quick', 'quick'), ('lares', '')):
         config = _changed(recipe(variant), changes)

@@ -173,8 +173,9 @@ def _markdown(lines: Sequence[Mapping[str, Any]], history: str) -> str:
     valid = line['validation_ndcg@10']
     cells.append([line['run'], str(line['seeds']), line['depth'],
                   '' if valid is None else f'{valid:.4f}', *mean, *cost, *_tested(line)])
-  return (f'Test, history {history}; depth chosen on validation, each by its evaluate.history; mean ± '
-          f'standard deviation over seeds. Validation is at depth.mean, as training watches it.\n\n'
+  return (f'Test, history {history}; mean ± standard deviation over seeds. Depth is chosen on '
+          'validation, which is shown at depth.mean, as training watches it; both by the '
+          'evaluate.history of each row.\n\n'
           f'{report.table(head, cells)}')
 
 

@@ -52,7 +52,7 @@ def whole_numbers(flag: str, given: Sequence[str], low: int, high: int) -> tuple
   except ValueError:
     numbers = []
   if not numbers or numbers[0] < low or numbers[-1] > high:
-    raise InputError(f'--{flag}={",".join(given)}: whole numbers from {low} to {high}, such as 1,2,4')
+    raise InputError(f'--{flag}={",".join(given)}: whole numbers from {low} to {high}, commas between')
   return tuple(numbers)
 
 

@@ -167,8 +167,8 @@ def _cached(path: str, options: PrepareOptions, cache_dir: str | os.PathLike[str
     if store.is_prepared(output):
       return Store.open(output)
     made = prepare(path, output, options)
-    print(f'prepared {path} (format: {made.meta["format"]}) into {output}\n'
-          f'{audit.table(made.meta["audit"])}', file=sys.stderr)  # stdout may be for data
+    # To stderr, for stdout may be data.
+    print(f'prepared {path} into {output}\n{_report(made)}', file=sys.stderr)
     return made
 
 
@@ -195,7 +195,9 @@ def _filtered(log: Log, options: PrepareOptions, left_out: Counter[str]) -> Log:
   if k:
     stages[f'rows outside the {k}-core'] = lambda log: core(log, k, k)
   if options.split == 'leave_one_out' and 'part' not in log.rows.columns:
-    stages[f'rows of users with fewer than {least}'] = lambda log: core(log, least, k)
+    short = f'rows of users with fewer than {least}'
+    stages[f'{short}, and what leaves the core with them' if k else short] = (
+      lambda log: core(log, least, k))
   for reason, stage in stages.items():
     before, log = len(log.rows), stage(log)
     left_out[reason] = before - len(log.rows)
@@ -248,6 +250,11 @@ def _times(log: Log) -> np.ndarray | None:
   return log.rows['time'].to_numpy() if 'time' in log.rows.columns else None
 
 
+def _report(made: Store) -> str:
+  return (f'format: {made.meta["format"]}; left out: {_listed(made.meta["left_out"])}\n'
+          f'{audit.table(made.meta["audit"])}')
+
+
 def _listed(left_out: Mapping[str, int]) -> str:
   return ', '.join(f'{count:,} {reason}' for reason, count in left_out.items() if count) or 'none'
 
@@ -276,8 +283,7 @@ def main() -> None:
   names = [field.name for field in dataclasses.fields(PrepareOptions)]
   options = PrepareOptions(**{name: values[name] for name in names})
   made = prepare(values['input'], values['output'], options)
-  print(f'format: {made.meta["format"]}; left out: {_listed(made.meta["left_out"])}')
-  print(audit.table(made.meta['audit']))
+  print(_report(made))
   print(f'wrote {len(made.items_N):,} interactions to {made.directory}')
 
 

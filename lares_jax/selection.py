@@ -40,6 +40,9 @@ def load(experiment: Experiment) -> np.ndarray | None:
   """
   file = experiment.workdir / 'prompts.npz'
   if not file.exists():
+    if (experiment.workdir / 'prompts.npy').exists():
+      raise InputError(f'{experiment.workdir}: its selection is of an earlier version; add select to '
+                       'phases, or choose another workdir')
     return None
   found = np.load(file)
   if tuple(found['settings']) != _settings(experiment):

@@ -338,8 +338,8 @@ def _small(config: Config, store) -> Config:
 def test_every_row_of_every_plan_can_take_a_step_of_each_phase(tmp_path):
   store = make_store(tmp_path / 'store')
   store = dataclasses.replace(store, times_N=np.arange(len(store.items_N)))
-  plans = (compare_beauty.get_config(), compare_ml100k.get_config('text'),
-           compare_rows.get_config(), depth_study.get_config())
+  plans = (compare_beauty.get_config(), compare_beauty.get_config('depth'),
+           compare_ml100k.get_config('text'), compare_rows.get_config(), depth_study.get_config())
   rows = [(row, _small(planned.config, store)) for plan in plans
           for row, planned in comparison.plan_of(plan).runs.items() if planned.config]
   for config, row in {config: row for row, config in rows}.items():  # many are alike now

@@ -166,6 +166,7 @@ def test_a_faulty_row_is_told_or_skipped(tmp_path, text, said):
     ('log.jsonl', '{"who": 1, "what": null, "when": 3}\n', 'row 1: no item'),
     ('log.csv', 'who,what,when\nu,a,1\nu,"b,2\nu,c,3\n', 'row 3: quotes that do not pair up'),
     ('log.csv', 'who,thing,when\n', "row 1: no column 'what' among 'who, thing, when'"),
+    ('log.csv', '\n\nwho,thing,when\n', "row 3: no column 'what' among 'who, thing, when'"),
     ('log.csv', 'who,what,when\nu,"a"b,1\n', 'row 2: quotes that do not pair up'),
     ('log.csv', 'who,what,when\ru,a,1\r', r'row 1: no header; lines must end in'),
     ('log.tsv', 'who\twhat\twhen\nu\ta\t1\n'.encode('utf-16'), 'row 1: no column'),

@@ -268,7 +268,8 @@ def test_prepared_takes_a_directory_or_a_log(tmp_path, rows, capsys):
   capsys.readouterr()
   first = prepared(path, options, tmp_path / 'cache')
   said = capsys.readouterr()
-  assert said.err.startswith(f'prepared {path} (format: csv) into') and 'repeats' in said.err
+  assert said.err.startswith(f'prepared {path} into {first.directory}\nformat: csv; left out: ')
+  assert 'repeats' in said.err and not said.out
   mark = Path(first.directory, 'mark')
   mark.write_text('kept')
   assert prepared(path, options, tmp_path / 'cache').directory == first.directory

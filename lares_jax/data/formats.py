@@ -1,7 +1,7 @@
 """Readers: interaction logs as people have them, each file into one lazy table.
 
 Text is read as text and every row keeps its number, so that a fault can be told by file and row.
-Rows are counted as an editor counts lines, a header being row 1.
+Rows are counted as an editor counts lines; a header is the first that is not blank.
 """
 
 import contextlib
@@ -124,7 +124,7 @@ def scan(source: Source, names: Mapping[str, str]) -> pl.LazyFrame:
   found = {role: column[name] for role, name in wanted.items() if name in column}
   optional = _OPTIONAL.get(source.format, set()) - names.keys()
   for role in sorted(wanted.keys() - found.keys() - optional):
-    raise InputError(f'{source.path}: row 1: no column {wanted[role]!r} among '
+    raise InputError(f'{source.path}: row {source.first_row}: no column {wanted[role]!r} among '
                      f'{", ".join([*column][:12])[:200]!r}; say --{role}=NAME'
                      + ('; is its delimiter the right one?' if len(column) == 1 else ''))
   if source.format != 'parquet':
@@ -222,7 +222,7 @@ def _delimited(source: Source) -> _Columns:
       header = next(csv.reader([source.first_line], delimiter=separator))
     except csv.Error:
       raise InputError(
-        f'{source.path}: row 1: no header; lines must end in \\n or \\r\\n') from None
+        f'{source.path}: row {source.first_row}: no header; lines must end in \\n or \\r\\n') from None
   if source.format == 'recbole':  # name:type
     header = [name.split(':')[0] for name in header]
   table = _fields(source.path, len(header), separator, None if tabbed else '"', source.first_row)

@@ -46,7 +46,7 @@ def pack(length_S: np.ndarray, row_length: int) -> Plan:
   slot_length, slot_row, slot_place, rows = [], [], [], 0
   while left.any():
     pattern, room, spare = [], row_length, left.copy()
-    while (fits := np.flatnonzero(spare[: room + 1])).size:
+    while room and (fits := np.flatnonzero(spare[: room + 1])).size:
       pattern.append(int(fits[-1]))
       spare[fits[-1]] -= 1
       room -= pattern[-1]

@@ -50,8 +50,9 @@ def run(config: CatalogueConfig, rounds: int) -> list[dict]:
         'scores/s': scores, 'of ceiling': scores / bound,
         'temporaries MiB': round(compiled.memory_analysis().temp_size_in_bytes / 2**20),
         'from plain': _apart(results[kernel], results['plain'])})
-  shown = lambda x: f'{x:.3g}' if isinstance(x, float) else str(x)
-  print(report.table(list(rows[0]), [[shown(x) for x in row.values()] for row in rows]))
+  shown = {'ms': ',.1f', 'scores/s': '.3g', 'of ceiling': '.0%', 'from plain': '.0e'}
+  print(report.table(list(rows[0]), [
+    [f'{x:{shown.get(key, "")}}' for key, x in row.items()] for row in rows]))
   return rows
 
 

@@ -1,0 +1,42 @@
+"""The optimizer: its learning rate by step, and what weight decay spares."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from tiny import MODEL
+
+from lares_jax.data.rows import blank
+from lares_jax.errors import InputError
+from lares_jax.model.lares import Lares
+from lares_jax.training.optimizer import OptimizerConfig, decays, schedule
+
+
+@pytest.mark.parametrize('options, wanted', (
+  ({}, {0: 1.0, 99: 1.0}),
+  ({'warmup_steps': 10}, {0: 0.0, 5: 0.5, 10: 1.0, 99: 1.0}),
+  ({'warmup_epochs': 2.0}, {0: 0.0, 10: 0.5, 20: 1.0}),  # ten steps an epoch
+  ({'warmup_percent': 10.0}, {0: 0.0, 5: 0.5, 10: 1.0}),
+  ({'schedule': 'cosine'}, {0: 1.0, 50: 0.5, 100: 0.0}),
+  ({'schedule': 'cosine', 'warmup_steps': 20}, {0: 0.0, 10: 0.5, 20: 1.0, 60: 0.5, 100: 0.0}),
+), ids=str)
+def test_the_rate_of_each_step(options, wanted):
+  rate = schedule(OptimizerConfig(learning_rate=0.1, **options), steps=100, steps_per_epoch=10)
+  for step, share in wanted.items():
+    assert float(rate(step)) == pytest.approx(0.1 * share, abs=1e-7), step
+
+
+def test_only_one_warm_up_is_given():
+  with pytest.raises(InputError, match='one of warmup_steps, warmup_percent, not both'):
+    OptimizerConfig(warmup_steps=1, warmup_percent=1.0)
+
+
+@pytest.mark.parametrize('name', ('transformer', 'gru'))
+def test_weight_decay_spares_what_is_no_linear_map(name):
+  backbone = {**MODEL.backbone.__dict__, 'name': name}
+  config = MODEL.__class__(**{**MODEL.__dict__, 'backbone': MODEL.backbone.__class__(**backbone)})
+  rows = blank((1, 8), False)
+  params = jax.eval_shape(lambda: Lares(config, 20).init(
+    jax.random.key(0), rows, jnp.zeros((1, 8, 8)), 1, cap=1))['params']
+  for (path, x), decayed in zip(jax.tree.leaves_with_path(params), jax.tree.leaves(decays(params))):
+    table = path[0].key in ('item', 'position')
+    assert decayed == (x.ndim == 2 and not table), jax.tree_util.keystr(path)
