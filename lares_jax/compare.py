@@ -134,8 +134,9 @@ def _difference(plan: Plan, name: str, scores) -> dict[str, Any]:
 
 def _cost(runs: Sequence[Experiment], phase: str) -> dict[str, Any]:
   """What validation said and what it cost: parameters that are trained, seconds of training, FLOPs."""
-  valid = [e.result()['validation_by_phase'][_ranks(e, phase)[0]]['ndcg@10'] for e in runs]
-  depths = [int(ranks[f'{shown}_depth']) for shown, ranks in (_ranks(e, phase) for e in runs)]
+  found = [(e.result(), *_ranks(e, phase)) for e in runs]
+  valid = [result['validation_by_phase'][shown]['ndcg@10'] for result, shown, _ in found]
+  depths = [int(ranks[f'{shown}_depth']) for _, shown, ranks in found]
   width, items = runs[0].config.model.backbone.width, runs[0].store.num_items
   others = sum(x.size for key, tree in runs[0].abstract_params.items()
                if key not in GIVEN | {'item'} for x in jax.tree.leaves(tree))

@@ -16,6 +16,8 @@ def gain(rank, k: int, kind: Kind, xp=np):
   hit = (rank < k) * 1.0
   if kind == 'recall':
     return hit
+  if kind != 'ndcg':
+    raise ValueError(f'kind={kind!r}: use recall or ndcg')
   return hit / xp.log2(xp.where(rank < k, rank, 0) + 2)
 
 

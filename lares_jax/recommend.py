@@ -17,7 +17,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from typing import BinaryIO, NamedTuple, TextIO
+from typing import BinaryIO, NamedTuple, NoReturn, TextIO
 
 import tqdm
 from absl import flags
@@ -101,7 +101,7 @@ def parse(line: bytes) -> Request:
   if len(line) > MAX_LINE:
     raise ValueError(f'longer than {MAX_LINE >> 20} MiB')
   try:
-    content = json.loads(line.decode('utf-8'))
+    content = json.loads(line.decode('utf-8'), parse_constant=_no_constant)
   except UnicodeDecodeError:
     raise ValueError('not UTF-8') from None
   except RecursionError:
@@ -132,6 +132,10 @@ def _parsed(line: bytes) -> Request | str:
 
 def _is_id(value: object) -> bool:
   return isinstance(value, str | int) and not isinstance(value, bool)
+
+
+def _no_constant(name: str) -> NoReturn:
+  raise ValueError(f'{name} is not JSON')
 
 
 def _lines(source: BinaryIO) -> Iterator[bytes]:

@@ -26,6 +26,11 @@ def test_an_empty_split_is_nan_and_not_zero():
   assert np.isnan(metrics.summary(np.zeros(0))['ndcg@10'])
 
 
+def test_an_unknown_reward_is_refused():
+  with pytest.raises(ValueError, match='recall or ndcg'):
+    metrics.gain(np.zeros(1), 10, 'map')
+
+
 def test_popularity_ranks_count_ties_half():
   np.testing.assert_array_equal(
     metrics.popularity_ranks(np.array([9, 5, 5, 1]), np.array([0, 1, 2, 3])), [0, 1.5, 1.5, 3])

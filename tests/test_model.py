@@ -1,4 +1,4 @@
-"""The model's own laws: depth, and one set of parameters. For every backbone: test_backbones.py."""
+"""The model's own laws: company, depth, one set of parameters. Of every backbone: test_backbones.py."""
 
 import dataclasses
 import typing
@@ -31,6 +31,16 @@ def _init(config, rows, cap=3):
   draw = np.random.default_rng(0).normal  # larger weights than at the start, so that a leak would show
   return model, jax.tree.map(
     lambda x: jnp.asarray(0.1 * draw(size=x.shape) + (x.ndim == 1), jnp.float32), shapes)
+
+
+def test_a_history_alone_or_in_company_gives_the_same_states():
+  alone = _rows([4], [5], [0], [0], (1, 8))
+  company = _rows([0, 4, 9], [3, 5, 4], [0, 0, 1], [0, 3, 2], (2, 8))
+  model, params = _init(MODEL, alone)
+  run = lambda rows: model.apply(
+    {'params': params}, rows, initial_state(MODEL, rows, jax.random.key(1), train=False), 3, cap=4
+    ).state_BxLxD
+  np.testing.assert_allclose(run(alone)[0, :5], run(company)[0, 3:8], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize('combine', ('add', 'concat', 'gated'))
@@ -108,6 +118,18 @@ def test_dropout_masks_are_anew_each_step_or_shared():
     assert same == (mask == 'shared')
 
 
+def test_bf16_compute_keeps_float32_parameters_and_stays_close():
+  rows = _rows([0, 5], [5, 3], [0, 1], [0, 0], (2, 8))
+  _, params = _init(MODEL, rows)
+  half = dataclasses.replace(MODEL, backbone=dataclasses.replace(MODEL.backbone, dtype='bfloat16'))
+  run = lambda config: Lares(config, len(ITEMS)).apply(
+    {'params': params}, rows, initial_state(config, rows, jax.random.key(1), False), 2, cap=2
+    ).state_BxLxD
+  assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(params))
+  assert run(half).dtype == jnp.bfloat16
+  np.testing.assert_allclose(run(half)[0, :5].astype(jnp.float32), run(MODEL)[0, :5], atol=0.1)
+
+
 @pytest.mark.parametrize('law', typing.get_args(depth.Distribution))
 def test_depths_stay_in_bounds_and_are_a_function_of_the_generator(law):
   config = DepthConfig(4, law)
@@ -126,3 +148,5 @@ def test_settings_that_cannot_be_are_named():
     config.update_from_flattened_dict({key: value})
     with pytest.raises(InputError, match=f"config.{key}='{value}': use one of "):
       config_lib.typed(config)
+  with pytest.raises(InputError, match=r'depth\.mean=-1'):
+    DepthConfig(-1)

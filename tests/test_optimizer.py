@@ -1,5 +1,7 @@
 """The optimizer: its learning rate by step, and what weight decay spares."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -32,8 +34,7 @@ def test_only_one_warm_up_is_given():
 
 @pytest.mark.parametrize('name', ('transformer', 'gru'))
 def test_weight_decay_spares_what_is_no_linear_map(name):
-  backbone = {**MODEL.backbone.__dict__, 'name': name}
-  config = MODEL.__class__(**{**MODEL.__dict__, 'backbone': MODEL.backbone.__class__(**backbone)})
+  config = dataclasses.replace(MODEL, backbone=dataclasses.replace(MODEL.backbone, name=name))
   rows = blank((1, 8), False)
   params = jax.eval_shape(lambda: Lares(config, 20).init(
     jax.random.key(0), rows, jnp.zeros((1, 8, 8)), 1, cap=1))['params']

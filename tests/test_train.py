@@ -65,13 +65,17 @@ def test_a_run_leaves_what_it_promises(finished):
   assert again.config == finished.config
 
 
-def test_a_selection_of_other_settings_is_not_taken_for_this_one(finished):
+def test_a_selection_of_other_settings_is_not_taken_for_this_one(finished, tmp_path):
   kept_N = selection.load(finished)
   told = json.loads((finished.workdir / 'prompts.json').read_text())
   assert kept_N.sum() == told['kept'] and len(kept_N) == len(finished.store.items_N)
   other = dataclasses.replace(finished.config, select=SelectConfig(top=3))
   with pytest.raises(InputError, match=r'prompts\.npz: made with another select\.top'):
     selection.load(dataclasses.replace(finished, config=other))
+  assert selection.load(dataclasses.replace(finished, workdir=tmp_path)) is None
+  (tmp_path / 'prompts.npy').touch()
+  with pytest.raises(InputError, match='its selection is of an earlier version'):
+    selection.load(dataclasses.replace(finished, workdir=tmp_path))
 
 
 def test_a_run_is_evaluated_from_anywhere(finished, tmp_path):

@@ -22,6 +22,7 @@ from lares_jax.model.lares import Lares, Step, at_places
 from lares_jax.studies import flops, timing
 from lares_jax.training import sharding
 from lares_jax.training.evaluation import begin, user_vectors
+from lares_jax.training.loop import Phase
 
 MEDIAN_TURNS = 5  # at most, where only the median counts and a call is long
 
@@ -106,16 +107,15 @@ def full_batch(experiment: Experiment) -> np.ndarray:
   return order_M[: max(np.searchsorted(np.cumsum(length_M[order_M]), room), 1)]
 
 
-def programs(experiment: Experiment, params, depths: Sequence[int],
+def programs(experiment: Experiment, phase: Phase, params, depths: Sequence[int],
              repeats: int) -> list[dict[str, Any]]:
   """A line for each program and depth: size, time to compile, temporaries, median and p95 latency.
 
-  Inference reads histories and finds the ten best items. A step of training is one of phase one.
+  Inference reads histories and finds the ten best items. A step of training is one of `phase`.
   """
   longest = np.argsort(-_lengths(experiment), kind='stable')[:1]
   inputs = {'one': batch(experiment, longest, 1),
             'full': batch(experiment, full_batch(experiment), experiment.config.evaluate.batch_rows)}
-  phase = experiment.pretraining()
   train_batch = sharding.put_batch(phase.batches.batch(0), experiment.mesh)
   lines: list[dict[str, Any]] = []
   calls: dict[tuple[int, str], Callable[[], Any]] = {}
@@ -150,7 +150,7 @@ def answer(experiment: Experiment, depth: int, params, batch: EvalBatch):
                            batch.scored_BxA.reshape(-1), params['item'], min(TOP, e.catalogue.items))
 
 
-def _at(phase, depth: int, remat: bool):
+def _at(phase: Phase, depth: int, remat: bool):
   """Phase one at a constant depth, and what its host draws."""
   model = phase.objective.model
   objective = dataclasses.replace(

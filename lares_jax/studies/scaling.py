@@ -13,6 +13,7 @@ import polars as pl
 
 from lares_jax import adaptive, files, report
 from lares_jax.adaptive import Rule
+from lares_jax.data.batches import Batch
 from lares_jax.experiment import Experiment
 from lares_jax.recommender import Recommender
 from lares_jax.studies import cost, page, quality, timing
@@ -26,7 +27,8 @@ def study(experiment: Experiment, output: pathlib.Path, depths: Sequence[int], w
   recommender = Recommender.of(experiment)
   params = recommender.params
   counted = cost.per_user(experiment)
-  tables: Tables = {'cost': cost.programs(experiment, params, depths, repeats)}
+  phase = experiment.pretraining()
+  tables: Tables = {'cost': cost.programs(experiment, phase, params, depths, repeats)}
   for line in tables['cost']:
     line |= counted.at(line['depth']) if line['program'] == 'inference' else {}
   fits = {name: cost.fit(*zip(*[(line['depth'], line['full_ms']) for line in lines], strict=True))
@@ -43,7 +45,8 @@ def study(experiment: Experiment, output: pathlib.Path, depths: Sequence[int], w
   rule, lines = quality.adaptive_lines(experiment, measured, best, counted)
   tables['adaptive'] = served(recommender, experiment, tables['quality'], lines, best, repeats)
   tables['width'] = quality.width_lines(experiment, params, depths, widths, users, counted)
-  facts = _facts(experiment, tables, fits, best, len(cost.full_batch(experiment)))
+  facts = _facts(experiment, phase.batches.batch(0), tables, fits, best,
+                 len(cost.full_batch(experiment)))
   _write(output, tables, fits, facts)
   result = experiment.result()
   files.write_json(experiment.workdir / adaptive.FILE, {
@@ -70,8 +73,8 @@ def served(recommender: Recommender, experiment: Experiment, fixed: Sequence[Map
   return [{**line, 'full_ms': 1e3 * float(np.median(seconds[n]))} for n, line in enumerate(lines)]
 
 
-def _facts(experiment: Experiment, tables: Tables, fits: Mapping[str, cost.Fit], best: int,
-           users: int) -> list[str]:
+def _facts(experiment: Experiment, batch: Batch, tables: Tables, fits: Mapping[str, cost.Fit],
+           best: int, users: int) -> list[str]:
   """What a reader should take home."""
   chosen = next(line for line in tables['adaptive'] if line['chosen'])
   fixed = next(line for line in tables['adaptive']
@@ -79,7 +82,6 @@ def _facts(experiment: Experiment, tables: Tables, fits: Mapping[str, cost.Fit],
   at = {line['depth']: line for line in tables['quality'] if line['split'] == 'test'}
   name = 'ndcg@10'
   backbone = experiment.config.model.backbone
-  batch = experiment.pretraining().batches.batch(0)
   tokens = sum(rows.item_BxL.size for rows in (batch.rows, batch.partner) if rows is not None)
   carried = tokens * backbone.width * jnp.dtype(backbone.dtype).itemsize / timing.MIB
   span = lambda lines, key: f'{lines[0][key]:,.1f} to {lines[-1][key]:,.1f}'
