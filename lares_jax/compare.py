@@ -53,7 +53,7 @@ def main() -> None:
   workdir = pathlib.Path(_WORKDIR.value)
   with processes.joined():
     plan = comparison.plan_of(_CONFIG.value)
-    experiments = comparison.start(plan, workdir)
+    experiments = comparison.start(plan, workdir, to_train=not _FINISHED.value)
     if _FINISHED.value:
       plan, experiments = comparison.finished_part(plan, experiments)
     else:

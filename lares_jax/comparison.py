@@ -92,16 +92,24 @@ def _check(plan: Plan) -> None:
       raise InputError(f'{where}: seeds={seeds}: give different whole numbers, such as 0,1,2')
 
 
-def start(plan: Plan, workdir: pathlib.Path) -> dict[str, list[Experiment]]:
-  """Opens every run before the first is trained, so that a fault shows at once; by row, then seed."""
+def start(plan: Plan, workdir: pathlib.Path, to_train: bool = True) -> dict[str, list[Experiment]]:
+  """Opens every run before the first is trained, so that a fault shows at once; by row, then seed.
+
+  Where none is to be trained, one without a result leaves no directory and need not be able to run.
+  """
+
+  def opened(config: Config, directory: pathlib.Path) -> Experiment:
+    if to_train or (directory / 'result.json').exists():
+      return Experiment.start(config, str(directory))
+    return Experiment(config, directory)
+
   out: dict[str, list[Experiment]] = {}
   for name, row in plan.runs.items():
     if row.config is not None:
       data = row.config.data
       data = dataclasses.replace(data, path=plan.data_path or data.path)
-      out[name] = [
-        Experiment.start(dataclasses.replace(row.config, seed=seed, data=data),
-                         str(workdir / name / f'seed_{seed}')) for seed in plan.seeds_of(name)]
+      out[name] = [opened(dataclasses.replace(row.config, seed=seed, data=data),
+                          workdir.absolute() / name / f'seed_{seed}') for seed in plan.seeds_of(name)]
   first = next(iter(out))
   for name, (one, *_) in out.items():
     if one.store.fingerprint != out[first][0].store.fingerprint:

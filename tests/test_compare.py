@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -268,6 +269,9 @@ def test_what_is_finished_makes_a_table_of_its_own(store, tmp_path, capsys):
     comparison.finished_part(plan, experiments)
   for experiment in (experiments['plain'][1], experiments['other'][0]):
     _pretend(experiment)
+  shutil.rmtree(tmp_path / 'lares')  # nothing was trained there
+  experiments = comparison.start(plan, tmp_path, to_train=False)
+  assert not (tmp_path / 'lares').exists(), 'a run that is only looked for must leave nothing'
   capsys.readouterr()
   some, found = comparison.finished_part(plan, experiments)
   said = capsys.readouterr().out
