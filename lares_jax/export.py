@@ -39,7 +39,7 @@ from lares_jax.experiment import Experiment
 from lares_jax.files import write_json
 from lares_jax.model.lares import at_places
 from lares_jax.recommender import Recommender, encode
-from lares_jax.scoring import comparable
+from lares_jax.scoring import as_query
 
 PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
 TABLES = ('float32', 'bfloat16', 'int8')
@@ -149,7 +149,7 @@ def serialized(recommender: Recommender, params: dict[str, np.ndarray], platform
       vector_BxD, some_Bx1[:, 0], tree['item'], k, hidden_BxH)
     score_BxK = jnp.where(some_Bx1, score_BxK, params['train_count'][:k])
     item_BxK = jnp.where(some_Bx1, item_BxK, jnp.arange(k))  # numbered by falling popularity
-    return score_BxK, item_BxK, comparable(vector_BxD, scoring.similarity)
+    return score_BxK, item_BxK, as_query(vector_BxD, scoring.similarity)
 
   b, h = jax.export.symbolic_shape('b, h', constraints=[f'b <= {_MAX_BATCH}'])
   array = jax.ShapeDtypeStruct

@@ -26,7 +26,7 @@ from lares_jax.data.rows import Plan, Rows, fill, rounded_up
 from lares_jax.errors import InputError
 from lares_jax.experiment import Experiment
 from lares_jax.model.lares import DEEPEST, Lares
-from lares_jax.scoring import comparable
+from lares_jax.scoring import as_item, as_query
 from lares_jax.training.evaluation import begin
 
 Depth = int | str | Rule | None
@@ -129,12 +129,14 @@ class Recommender:
     for known, _ in self._chunks(histories):
       parts.append(np.zeros((len(known), parts[0].shape[1]), np.float32))
       some = np.flatnonzero([len(items) > 0 for items in known])
-      parts[-1][some] = self._comparable(self._encoded([known[m] for m in some], depth))
+      query_SxD = self._encoded([known[m] for m in some], depth)
+      parts[-1][some] = as_query(jnp.asarray(query_SxD), self.catalogue.config.similarity)
     return np.concatenate(parts)
 
   def item_vectors(self) -> np.ndarray:
     """A vector for each item, float32 [V, D], in the order of `item_ids`; to fill an ANN index."""
-    return self._comparable(self.params['item'][: self.catalogue.items])
+    item_VxD = self.params['item'][: self.catalogue.items]
+    return np.asarray(as_item(item_VxD, self.catalogue.config.similarity))
 
   def checked_depth(self, depth: Depth) -> int | Rule:
     """The depth to use, or the rule that finds it.
@@ -218,9 +220,6 @@ class Recommender:
     """What is most popular in training, `count` times; items are numbered by falling popularity."""
     score_K = self.train_count_V[:k].astype(np.float32)
     return np.tile(score_K, (count, 1)), np.tile(np.arange(k, dtype=np.int32), (count, 1))
-
-  def _comparable(self, x_MxD) -> np.ndarray:
-    return np.asarray(comparable(jnp.asarray(x_MxD), self.catalogue.config.similarity))
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -1,6 +1,7 @@
 """How a user vector scores an item: the one formula of training, evaluation and serving."""
 
 import dataclasses
+import functools
 from typing import Literal
 
 import jax
@@ -18,9 +19,12 @@ FEW = 64  # queries: with fewer at a time, passing over the table costs more tha
 
 @dataclasses.dataclass(frozen=True)
 class CatalogueConfig:
-  """How a user vector u scores item v: `dot` u.e / tau, or `cos` of the two / tau."""
+  """How a user vector u scores item v: `dot` u.e / tau, `cos` of the two / tau, or `direction`.
 
-  similarity: Literal['dot', 'cos'] = 'dot'
+  The last is u.e / |u| / tau: how large scores are is for the items alone to learn.
+  """
+
+  similarity: Literal['dot', 'cos', 'direction'] = 'dot'
   tau: float = 1.0
   tile: int = 1024  # queries at a time
   block: int = 2040  # items at a time, at most; a power of two makes CPUs lose a fifth of their speed
@@ -49,8 +53,14 @@ def unit(x_MxD: jax.Array) -> jax.Array:
   return x_MxD * jax.lax.rsqrt(jnp.maximum(square_Mx1, 1e-24))
 
 
-def comparable(x_MxD: jax.Array, similarity: str) -> jax.Array:
-  """Vectors as they are compared, float32: of length one for `cos`."""
+def as_query(x_MxD: jax.Array, similarity: str) -> jax.Array:
+  """User vectors as they are compared, float32: of length one but for `dot`."""
+  x_MxD = x_MxD.astype(jnp.float32)
+  return x_MxD if similarity == 'dot' else unit(x_MxD)
+
+
+def as_item(x_MxD: jax.Array, similarity: str) -> jax.Array:
+  """Item embeddings as they are compared, float32: of length one for `cos`."""
   x_MxD = x_MxD.astype(jnp.float32)
   return unit(x_MxD) if similarity == 'cos' else x_MxD
 
@@ -66,7 +76,7 @@ def block_scores(query_MxD, item_KxD, config: CatalogueConfig) -> jax.Array:
 
 
 def _scores(axes: str, query, item, config: CatalogueConfig) -> jax.Array:
-  query, item = (comparable(x, config.similarity) for x in (query, item))
+  query, item = as_query(query, config.similarity), as_item(item, config.similarity)
   return product(axes, query, item, config) / config.tau
 
 
@@ -81,5 +91,6 @@ def product(axes: str, x, y, config: CatalogueConfig) -> jax.Array:
 
 def tie_slack(query_MxD, item_MxD, config: CatalogueConfig) -> jax.Array:
   """How far apart two scores may lie and still tie [M]; a zero item has none."""
-  length_M = lambda x_MxD: jnp.linalg.norm(comparable(x_MxD, config.similarity), axis=-1)
+  query_MxD, item_MxD = as_query(query_MxD, config.similarity), as_item(item_MxD, config.similarity)
+  length_M = functools.partial(jnp.linalg.norm, axis=-1)
   return TIE_TOLERANCE * length_M(query_MxD) * length_M(item_MxD) / config.tau

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lares_jax.scoring import CatalogueConfig, block_scores, comparable, product
+from lares_jax.scoring import CatalogueConfig, as_item, as_query, block_scores, product
 
 _LOWEST = float(np.finfo(np.float32).min)
 
@@ -163,8 +163,8 @@ def objective(share: Share, function, query_MxD, target_M, real_M, with_M):
   """
   config = share.config
   times = lambda axes, x, y: product(axes, x, y, config)
-  query_MxD, pull_query = jax.vjp(lambda x: comparable(x, config.similarity), query_MxD)
-  item_RxD, pull_item = jax.vjp(lambda x: comparable(x, config.similarity), share.table_RxD)
+  query_MxD, pull_query = jax.vjp(lambda x: as_query(x, config.similarity), query_MxD)
+  item_RxD, pull_item = jax.vjp(lambda x: as_item(x, config.similarity), share.table_RxD)
 
   def of_tile(d_item_RxD, real_m, query_mxD, own_mxD, with_m):
     score_m = times('md,md->m', query_mxD, own_mxD) / config.tau

@@ -22,13 +22,14 @@ def _arrays(seed=0):
 
 
 def _plain_scores(query_MxD, table_VxD, config):
-  if config.similarity == 'cos':
+  if config.similarity != 'dot':
     query_MxD = query_MxD / jnp.linalg.norm(query_MxD, axis=1, keepdims=True)
+  if config.similarity == 'cos':
     table_VxD = table_VxD / jnp.linalg.norm(table_VxD, axis=1, keepdims=True)
   return query_MxD @ table_VxD.T / config.tau
 
 
-@pytest.mark.parametrize('similarity', ('dot', 'cos'))
+@pytest.mark.parametrize('similarity', ('dot', 'cos', 'direction'))
 @pytest.mark.parametrize('tile, block', ((3, 5), (7, 23), (100, 100), (1, 1)))
 def test_likelihood_and_gradients_equal_the_plain_softmax(similarity, tile, block):
   query, target, real, table = _arrays()
@@ -50,7 +51,7 @@ def test_likelihood_and_gradients_equal_the_plain_softmax(similarity, tile, bloc
     np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize('similarity', ('dot', 'cos'))
+@pytest.mark.parametrize('similarity', ('dot', 'cos', 'direction'))
 @pytest.mark.parametrize('keep', (0, 64 * V, 2**22))
 def test_totals_equal_the_plain_softmax_whether_scores_are_kept_or_not(similarity, keep):
   query, target, real, table = (

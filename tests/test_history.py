@@ -22,7 +22,8 @@ from lares_jax.scoring import CatalogueConfig
 from lares_jax.studies import quality
 
 
-@pytest.mark.parametrize('rows, similarity', (('packed', 'dot'), ('packed', 'cos'), ('prefix', 'dot')))
+@pytest.mark.parametrize(
+  'rows, similarity', (('packed', 'dot'), ('packed', 'cos'), ('prefix', 'direction')))
 def test_what_the_user_has_is_no_rival(tmp_path, rows, similarity):
   """Items repeat in these histories, some targets among them, and histories keep company in a row.
 
@@ -53,9 +54,10 @@ def test_what_the_user_has_is_no_rival(tmp_path, rows, similarity):
   assert 15 < scored.sum() < batch.scored_BxA.sum()
 
   def theirs(query_BxAxD, table_RxD):
+    if similarity != 'dot':
+      query_BxAxD = query_BxAxD / jnp.linalg.norm(query_BxAxD, axis=-1, keepdims=True)
     if similarity == 'cos':
-      query_BxAxD, table_RxD = (
-        x / jnp.linalg.norm(x, axis=-1, keepdims=True) for x in (query_BxAxD, table_RxD))
+      table_RxD = table_RxD / jnp.linalg.norm(table_RxD, axis=-1, keepdims=True)
     score_BxAxV = jnp.where(hidden, -jnp.inf, query_BxAxD @ table_RxD.T / 0.5)
     logprob = jnp.take_along_axis(
       jax.nn.log_softmax(score_BxAxV), batch.target_BxA[..., None], axis=-1)[..., 0]

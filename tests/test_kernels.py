@@ -25,6 +25,7 @@ SETTINGS = {
   'tpu cos bfloat16': (tpu, setting('cos', 0.07, 'bfloat16')),
   'gpu cos float32': (gpu, setting('cos', 0.07, 'float32')),
   'gpu dot bfloat16': (gpu, setting('dot', 0.5, 'bfloat16')),
+  'gpu direction float32': (gpu, setting('direction', 0.2, 'float32')),
 }
 
 

@@ -108,7 +108,7 @@ def test_recall_is_that_of_evaluation(run, exclude_history):
   assert 0 < hit_M.mean() < 1, 'this data set no longer tells hits from misses: change its size'
 
 
-@pytest.mark.parametrize('kind', ('bsarec', 'plain', 'cos'))
+@pytest.mark.parametrize('kind', ('bsarec', 'plain', 'cos', 'direction'))
 def test_other_models_get_the_ranks_of_evaluation_too(tmp_path, kind):
   config = tiny.make_config('')
   changes = {
@@ -117,13 +117,14 @@ def test_other_models_get_the_ranks_of_evaluation_too(tmp_path, kind):
       model=dataclasses.replace(config.model, backbone=dataclasses.replace(
         config.model.backbone, name='bsarec'))),
     'plain': dict(depth=dataclasses.replace(config.depth, mean=0)),
-    'cos': dict(catalogue=CatalogueConfig('cos', tau=0.1, tile=16, block=16)),
+    **{name: dict(catalogue=CatalogueConfig(name, tau=0.1, tile=16, block=16))
+       for name in ('cos', 'direction')},
   }[kind]
   experiment, recommender = untrained(tmp_path, **changes)
   rank_1xM = experiment.evaluator.ranks(recommender.params, 'test', (recommender.depth,))
   hit_M = hits(recommender, experiment.store, exclude_history=False)
   np.testing.assert_array_equal(hit_M, rank_1xM[0] < 10)
-  if kind == 'cos':
+  if kind in ('cos', 'direction'):
     check_vectors(recommender)
   if kind == 'plain':
     with pytest.raises(InputError, match='from 0 to 0'):

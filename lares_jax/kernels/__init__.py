@@ -43,7 +43,7 @@ import jax.numpy as jnp
 
 from lares_jax import share as plain
 from lares_jax.kernels import gpu, tpu
-from lares_jax.scoring import comparable, pair_scores
+from lares_jax.scoring import as_item, as_query, pair_scores
 from lares_jax.share import Share
 
 
@@ -103,9 +103,9 @@ def forward(kernel, interpret, share, query_MxD, target_M, real_M, bounds=(), li
   `gpu`) as plain JAX, slowly. Results for filling are 0.
   """
   config, (counts_2, row_M, take, put) = share.config, _prepare(share, target_M, real_M)
-  query_MxD = comparable(take(query_MxD), config.similarity).astype(config.dtype)
+  query_MxD = as_query(take(query_MxD), config.similarity).astype(config.dtype)
   bounds = [take(x_M * config.tau) for x_M in bounds]
-  item_RxD = comparable(share.table_RxD, config.similarity)
+  item_RxD = as_item(share.table_RxD, config.similarity)
   out = [put(x_M) for x_M in kernel.forward(
     counts_2, query_MxD, row_M, bounds, item_RxD, config, likelihood, interpret)]
   if likelihood:
@@ -116,8 +116,8 @@ def forward(kernel, interpret, share, query_MxD, target_M, real_M, bounds=(), li
 def backward(kernel, interpret, share, query_MxD, target_M, real_M, lse_M, g_lse_M, g_target_M):
   """As `gradients`; for `kernel` and `interpret` see `forward`."""
   config, (counts_2, row_M, take, _) = share.config, _prepare(share, target_M, real_M)
-  query_MxD, pull_query = jax.vjp(lambda x: comparable(take(x), config.similarity), query_MxD)
-  item_RxD, pull_item = jax.vjp(lambda x: comparable(x, config.similarity), share.table_RxD)
+  query_MxD, pull_query = jax.vjp(lambda x: as_query(take(x), config.similarity), query_MxD)
+  item_RxD, pull_item = jax.vjp(lambda x: as_item(x, config.similarity), share.table_RxD)
   of_query = row_M, *map(take, (lse_M * config.tau, g_lse_M / config.tau, g_target_M / config.tau))
   d_query_MxD, d_item_RxD = kernel.backward(
     counts_2, query_MxD.astype(config.dtype), of_query, item_RxD, config, interpret)

@@ -16,7 +16,7 @@ from lares_jax.model import depth
 from lares_jax.model.depth import DepthConfig
 from lares_jax.model.lares import Lares, at_places, initial_state
 from lares_jax.objectives import history
-from lares_jax.scoring import comparable
+from lares_jax.scoring import as_query
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +135,7 @@ class Pretrain:
     if self.config.views == 'separate':
       first, second = second, first
     counted_PxP = self._counted(batch)
-    view = lambda x_BxLxD, place_P: comparable(
+    view = lambda x_BxLxD, place_P: as_query(
       x_BxLxD.reshape(-1, x_BxLxD.shape[-1])[place_P], self.config.similarity)
     last_PxD = view(first.state_BxLxD, batch.anchor_P)
     if self.config.alpha > 0:

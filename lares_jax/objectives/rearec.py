@@ -10,7 +10,7 @@ from lares_jax.catalogue import Catalogue
 from lares_jax.data.batches import Batch
 from lares_jax.model.rearec import ReaRec, all_at
 from lares_jax.objectives.pretrain import infonce
-from lares_jax.scoring import comparable
+from lares_jax.scoring import as_query
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Rearec:
     if batch.paired_P is not None:  # of the pairs, the first tokens alone
       noise_TxBxLxD = c.noise * jax.random.normal(keys[2], state_TxBxLxD[1:].shape)
       noisy_TxBxLxD = think(noise_TxBxLxD, keys[3])
-      at = lambda x_BxLxD: comparable(
+      at = lambda x_BxLxD: as_query(
         x_BxLxD.reshape(-1, width)[batch.anchor_P], self.catalogue.config.similarity)
       counted_PxP = batch.paired_P[:, None] & batch.paired_P[None, :]
       metrics['contrast'] = jnp.stack([
