@@ -33,6 +33,8 @@ DROPOUT = {rate: {'model.embed_dropout': rate, 'model.pre_dropout': rate} for ra
 TUNED = {'hstu': 0.5, 'hstu_times': 0.5, 'gru4rec': 0.5, 'fmlp': 0.2, 'bsarec': 0.5}
 ONE_SEED = 'sasrec_equal_parameters', 'sasrec_equal_compute', 'duorec_equal_compute', 'rearec_prl'
 DUOREC = {**lares.ALIGNED, 'pretrain.loss.gamma_view': 'dropout'}
+# A user vector may not grow: |u| is 7, as it stays under the alignments; see searches.md.
+DIRECTION = {'catalogue.similarity': 'direction', 'catalogue.tau': 1 / 7}
 EQUAL_COMPUTE = {'model.pre_layers': 10}  # as many layers as depth 4 applies, untied
 REAREC = {'model.core_layers': 1, 'model.thoughts': 2, 'depth.mean': 2,  # 2 steps, as published
           'depth.distribution': 'constant', 'evaluate.depths': (1, 2),
@@ -40,6 +42,7 @@ REAREC = {'model.core_layers': 1, 'model.thoughts': 2, 'depth.mean': 2,  # 2 ste
 # What each row changes in the recipe's depth-0 backbone, or in LARES.
 BASELINES: dict[str, dict] = {
   'sasrec': {},
+  'sasrec_direction': DIRECTION,
   'sasrec_equal_parameters': {'model.pre_layers': 4},
   'sasrec_equal_compute': EQUAL_COMPUTE,
   **BACKBONES,
@@ -127,10 +130,12 @@ def table(recipe, ablations: bool, more=()):
   runs = {name: {'config': _changed(recipe('plain'), {**changes, **tuned(name)})}
           for name, changes in baselines.items()}
   runs['lares_quick'] = {'config': recipe('quick')}
+  runs['lares_quick_direction'] = {'config': _changed(recipe('quick'), DIRECTION),
+                                   'against': 'sasrec_direction'}
   runs['lares'] = {'config': recipe('')}
   for name in ONE_SEED:
     runs[name]['seeds'] = (0,)
-  for other in ('lares_quick', 'duorec', 'duorec_equal_compute', 'bsarec'):
+  for other in ('lares_quick', 'sasrec_direction', 'duorec', 'duorec_equal_compute', 'bsarec'):
     runs[f'lares_to_{other}'] = {'of': 'lares', 'against': other}
   if ablations:
     runs['lares_phase_two'] = {'config': _changed(recipe(''), {'phases': ALL}), 'phase': 'posttrain',
@@ -141,6 +146,7 @@ def table(recipe, ablations: bool, more=()):
       for kind, variant in (('quick', 'quick'), ('lares', '')):
         config = _changed(recipe(variant), changes)
         runs[f'{kind}_{name}'] = {'config': config, 'against': name, 'seeds': (0,)}
+    runs['lares_hstu']['seeds'] = (0, 1, 2)
     for name, changes in ABLATIONS.items():
       against = AGAINST.get(name, 'lares_quick')
       config = _changed(recipe('' if against == 'lares' else 'quick'), changes)
