@@ -79,7 +79,8 @@ def close(ours, theirs, what: str, tolerance: float = 1e-5):
 @check(*MESHES)
 def scores(name, shape):
   query, target, real, table, hidden = map(jnp.asarray, arrays())
-  for config in (CatalogueConfig('direction', 0.7, 3, 2), CatalogueConfig('cos', 0.1, 100, 100)):
+  for config in (CatalogueConfig('dot', 0.7, 3, 2), CatalogueConfig('direction', 0.2, 3, 2),
+                 CatalogueConfig('cos', 0.1, 100, 100)):
     def everything(catalogue, table, config=config):
       def loss(query, table):
         out = catalogue.likelihood(query, target, real, table)

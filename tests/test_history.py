@@ -22,8 +22,8 @@ from lares_jax.scoring import CatalogueConfig
 from lares_jax.studies import quality
 
 
-@pytest.mark.parametrize(
-  'rows, similarity', (('packed', 'dot'), ('packed', 'cos'), ('prefix', 'direction')))
+@pytest.mark.parametrize('rows, similarity', (
+  ('packed', 'dot'), ('packed', 'cos'), ('packed', 'direction'), ('prefix', 'dot')))
 def test_what_the_user_has_is_no_rival(tmp_path, rows, similarity):
   """Items repeat in these histories, some targets among them, and histories keep company in a row.
 
