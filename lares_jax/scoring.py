@@ -1,7 +1,6 @@
 """How a user vector scores an item: the one formula of training, evaluation and serving."""
 
 import dataclasses
-import functools
 from typing import Literal
 
 import jax
@@ -92,5 +91,5 @@ def product(axes: str, x, y, config: CatalogueConfig) -> jax.Array:
 def tie_slack(query_MxD, item_MxD, config: CatalogueConfig) -> jax.Array:
   """How far apart two scores may lie and still tie [M]; a zero item has none."""
   query_MxD, item_MxD = as_query(query_MxD, config.similarity), as_item(item_MxD, config.similarity)
-  length_M = functools.partial(jnp.linalg.norm, axis=-1)
-  return TIE_TOLERANCE * length_M(query_MxD) * length_M(item_MxD) / config.tau
+  query_M, item_M = jnp.linalg.norm(query_MxD, axis=-1), jnp.linalg.norm(item_MxD, axis=-1)
+  return TIE_TOLERANCE * query_M * item_M / config.tau
