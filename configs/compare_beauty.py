@@ -52,6 +52,9 @@ BASELINES: dict[str, dict] = {
   # Published contrast 1: at .0016 on validation after four epochs, with .1 at .0167 (searches.md).
   'rearec_prl': {'model.reasoner': 'prl', **REAREC, 'pretrain.rearec.contrast': 0.1},
 }
+# The rivals that are scored as SASRec is in sasrec_direction, too, with their own dropout.
+DIRECTED = {f'{name}_direction': name for name in (*BACKBONES, 'duorec')}
+BASELINES.update({name: {**BASELINES[plain], **DIRECTION} for name, plain in DIRECTED.items()})
 CONSTANT = {'depth.distribution': 'constant'}
 ABLATIONS = {
   'no_trajectory_alignment': {'pretrain.loss.alpha': 0.0},
@@ -126,13 +129,16 @@ def table(recipe, ablations: bool, more=()):
   Ablations are of the quick recipe, but for those of the alignments.
   """
   baselines, backbones = {**BASELINES, **dict(more)}, {**BACKBONES, **dict(more)}
-  tuned = lambda name: DROPOUT[TUNED[name]] if name in TUNED else {}
+  dropout = {**TUNED, **{name: TUNED[of] for name, of in DIRECTED.items() if of in TUNED}}
+  tuned = lambda name: DROPOUT[dropout[name]] if name in dropout else {}
   runs = {name: {'config': _changed(recipe('plain'), {**changes, **tuned(name)})}
           for name, changes in baselines.items()}
   runs['lares_quick'] = {'config': recipe('quick')}
   runs['lares_quick_direction'] = {'config': _changed(recipe('quick'), DIRECTION),
                                    'against': 'sasrec_direction'}
   runs['lares'] = {'config': recipe('')}
+  runs['lares_direction'] = {'config': _changed(recipe(''), DIRECTION),
+                             'against': 'sasrec_direction'}
   for name in ONE_SEED:
     runs[name]['seeds'] = (0,)
   for other in ('lares_quick', 'sasrec_direction', 'duorec', 'duorec_equal_compute', 'bsarec'):

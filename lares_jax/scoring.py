@@ -66,17 +66,23 @@ def as_item(x_MxD: jax.Array, similarity: str) -> jax.Array:
 
 def pair_scores(query_MxD, item_MxD, config: CatalogueConfig) -> jax.Array:
   """Scores of matching rows [M]: the scoring function itself."""
-  return _scores('md,md->m', query_MxD, item_MxD, config)
+  query_MxD, item_MxD = as_query(query_MxD, config.similarity), as_item(item_MxD, config.similarity)
+  return pair_products(query_MxD, item_MxD, config) / config.tau
 
 
 def block_scores(query_MxD, item_KxD, config: CatalogueConfig) -> jax.Array:
   """Scores of every query with every item of one block [M, K]."""
-  return _scores('md,kd->mk', query_MxD, item_KxD, config)
+  query_MxD, item_KxD = as_query(query_MxD, config.similarity), as_item(item_KxD, config.similarity)
+  return product('md,kd->mk', query_MxD, item_KxD, config) / config.tau
 
 
-def _scores(axes: str, query, item, config: CatalogueConfig) -> jax.Array:
-  query, item = as_query(query, config.similarity), as_item(item, config.similarity)
-  return product(axes, query, item, config) / config.tau
+def pair_products(query_MxD, item_MxD, config: CatalogueConfig) -> jax.Array:
+  """Products of matching rows as they are compared [M]: those of the same items in a block."""
+  # No matrix unit makes these, and of a mere cast XLA for GPUs then makes nothing: a score would not
+  # be rounded as its rivals' are, and never tie with them.
+  kind = jnp.finfo(config.dtype)
+  rounded = lambda x: jax.lax.reduce_precision(x, kind.nexp, kind.nmant)
+  return product('md,md->m', rounded(query_MxD), rounded(item_MxD), config)
 
 
 def product(axes: str, x, y, config: CatalogueConfig) -> jax.Array:

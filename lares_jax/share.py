@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lares_jax.scoring import CatalogueConfig, as_item, as_query, block_scores, product
+from lares_jax.scoring import CatalogueConfig, as_item, as_query, block_scores, pair_products, product
 
 _LOWEST = float(np.finfo(np.float32).min)
 
@@ -167,7 +167,7 @@ def objective(share: Share, function, query_MxD, target_M, real_M, with_M):
   item_RxD, pull_item = jax.vjp(lambda x: as_item(x, config.similarity), share.table_RxD)
 
   def of_tile(d_item_RxD, real_m, query_mxD, own_mxD, with_m):
-    score_m = times('md,md->m', query_mxD, own_mxD) / config.tau
+    score_m = pair_products(query_mxD, own_mxD, config) / config.tau
     scores_mxR = times('md,rd->mr', query_mxD, item_RxD) / config.tau
     high_m = scores_mxR.max(axis=1)
     share_mxR = jnp.exp(scores_mxR - high_m[:, None])

@@ -14,7 +14,7 @@ import pytest
 from jax.experimental import topologies
 
 from lares_jax import kernels
-from lares_jax.scoring import CatalogueConfig
+from lares_jax.scoring import CatalogueConfig, pair_scores
 from lares_jax.share import Share
 
 M, R, D = 1500, 50_001, 64
@@ -97,3 +97,13 @@ def test_odd_sizes_compile(chip, rows, size, width):
           shape((rows,), jnp.int32), shape((rows,), bool))
   place = jax.sharding.SingleDeviceSharding(chip)
   jax.jit(run, in_shardings=place, out_shardings=place).lower(*args).compile()
+
+
+def test_a_target_is_scored_as_its_block_is(chip):
+  """Factors are rounded to bfloat16 though no matrix unit multiplies pairs: else nothing would tie."""
+  config = CatalogueConfig(dtype='bfloat16')
+  place, rows = jax.sharding.SingleDeviceSharding(chip), jax.ShapeDtypeStruct((M, D), jnp.float32)
+  score = jax.jit(lambda query, item: pair_scores(query, item, config),
+                  in_shardings=place, out_shardings=place)
+  hlo = score.lower(rows, rows).compile().as_text()
+  assert 'bf16[' in hlo or 'reduce-precision(' in hlo, 'the compiler left the rounding out'
