@@ -42,6 +42,7 @@ from lares_jax.recommender import Recommender, encode
 from lares_jax.scoring import as_query
 
 PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
+USUAL = ('cpu', 'cuda', 'tpu')
 TABLES = ('float32', 'bfloat16', 'int8')
 _MAX_BATCH = 1024  # histories a call: one tile of the catalogue pass
 
@@ -49,7 +50,7 @@ _MAX_BATCH = 1024  # histories a call: one tile of the catalogue pass
 def _define_flags() -> None:
   flags.DEFINE_string('workdir', None, 'A trained run.')
   flags.DEFINE_string('output', None, 'The directory to write; must not exist yet.')
-  flags.DEFINE_list('platforms', ['cpu', 'cuda', 'tpu'], 'Where the program can run.')
+  flags.DEFINE_list('platforms', [*USUAL], 'Where the program can run.')
   flags.DEFINE_integer('k', 10, 'Items that a call returns for each history.')
   flags.DEFINE_enum('table', 'float32', TABLES, 'How item embeddings are kept.')
 
@@ -63,7 +64,7 @@ def main() -> None:
   print(f'wrote {given.output}: try python {given.output}/example.py ITEM ITEM ...')
 
 
-def export(workdir: str, output: str, platforms: Sequence[str] = ('cpu',), k: int = 10,
+def export(workdir: str, output: str, platforms: Sequence[str] = USUAL, k: int = 10,
            table: str = 'float32') -> None:
   """Writes the artifact of the run in `workdir` into the new directory `output`.
 

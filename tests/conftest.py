@@ -11,8 +11,10 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
 # References are float32; a GPU would round the factors of its products to ten bits.
 os.environ.setdefault('JAX_DEFAULT_MATMUL_PRECISION', 'highest')
+# A GPU adds a gradient's parts in any order, unless it is told not to.
+os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_gpu_deterministic_ops=true'
 if importlib.metadata.version('jaxlib') < '0.11':  # later ones end the process: they know no such flag
-  os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_cpu_use_fusion_emitters=false'
+  os.environ['XLA_FLAGS'] += ' --xla_cpu_use_fusion_emitters=false'
 
 # The workers of a session share its compiled programs.
 if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:

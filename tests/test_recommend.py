@@ -11,6 +11,7 @@ import subprocess
 import sys
 import types
 
+import jax
 import numpy as np
 import pytest
 import tiny
@@ -27,6 +28,7 @@ from lares_jax.recommender import Recommender
 from lares_jax.scoring import CatalogueConfig
 from lares_jax.training.checkpoint import Checkpoints
 
+HERE = [jax.export.default_export_platform()]
 OPTIONS = dict(k=10, depth=None, exclude_history=True)
 
 
@@ -53,7 +55,7 @@ def run(tmp_path_factory):
 def artifact(run, tmp_path_factory):
   """The exported directory, and its example imported."""
   directory = tmp_path_factory.mktemp('export') / 'artifact'
-  export.export(run.workdir, str(directory), ['cpu'], k=10)
+  export.export(run.workdir, str(directory), HERE, k=10)
   return types.SimpleNamespace(directory=directory, example=imported(directory))
 
 
@@ -327,7 +329,7 @@ def test_a_narrow_table_says_what_it_costs(run, tmp_path, monkeypatch):
     name: x * (name != 'item') for name, x in export_flat(recommender, table).items()}
   export_flat = export.flat_params
   monkeypatch.setattr(export, 'flat_params', blank)  # so that the loss cannot be overlooked
-  export.export(run.workdir, str(tmp_path / 'out'), k=30, table='int8')
+  export.export(run.workdir, str(tmp_path / 'out'), HERE, k=30, table='int8')
   report = json.loads((tmp_path / 'out' / 'metrics.json').read_text())['test_at_depth']
   assert report['float32'] == metrics.summary(run.rank_M)
   assert report['int8']['mrr'] == 1 / (29 / 2 + 1), 'with all items alike, half of the others tie'

@@ -86,8 +86,8 @@ def test_a_run_is_evaluated_from_anywhere(finished, tmp_path):
   (tmp_path / 'run' / 'config.json').write_text(json.dumps(content))
   out = subprocess.run(
     [sys.executable, '-m', 'lares_jax.evaluate', '--workdir=run', '--depths=1,2', '--draws=2'],
-    cwd=tmp_path, env={**os.environ, 'PYTHONPATH': str(ROOT)}, text=True, capture_output=True,
-    timeout=120)
+    cwd=tmp_path, env={**os.environ, 'PYTHONPATH': os.pathsep.join([str(ROOT), *sys.path])}, text=True,
+    capture_output=True, timeout=120)
   assert out.returncode == 0, out.stderr[-800:]
   said = json.loads(out.stdout.splitlines()[-1])
   assert said['metrics']['2'] == pytest.approx(finished.result()['test']['2'])
