@@ -81,6 +81,9 @@ OF_DEPTH = {
   # What a user has is out of the ranking, in training, too; there validation prefers this dropout.
   'sasrec_removed': ('plain', {**DROPOUT[0.5], **REMOVED}, 'sasrec', (0, 1)),
   'lares_removed': ('quick', REMOVED, 'sasrec_removed', (0, 1)),
+  'sasrec_removed_direction': ('plain', {**DROPOUT[0.5], **REMOVED, **DIRECTION}, 'sasrec_removed',
+                               (0,)),
+  'lares_removed_direction': ('quick', {**REMOVED, **DIRECTION}, 'sasrec_removed_direction', (0,)),
 }
 # What an ablation changes and stands against, where it is not the quick recipe.
 AGAINST = {'no_trajectory_alignment': 'lares', 'no_step_alignment': 'lares',
@@ -141,8 +144,10 @@ def table(recipe, ablations: bool, more=()):
                              'against': 'sasrec_direction'}
   for name in ONE_SEED:
     runs[name]['seeds'] = (0,)
-  for other in ('lares_quick', 'sasrec_direction', 'duorec', 'duorec_equal_compute', 'bsarec'):
+  for other in ('lares_quick', 'sasrec_direction', 'duorec', 'duorec_equal_compute', 'bsarec',
+                'bsarec_direction'):
     runs[f'lares_to_{other}'] = {'of': 'lares', 'against': other}
+  runs['lares_direction_to_bsarec_direction'] = {'of': 'lares_direction', 'against': 'bsarec_direction'}
   if ablations:
     runs['lares_phase_two'] = {'config': _changed(recipe(''), {'phases': ALL}), 'phase': 'posttrain',
                                'against': 'lares_phase_one', 'seeds': (1, 2)}

@@ -1,8 +1,9 @@
 """The catalogue pass of `share` by kernels, which keep every block of scores on the chip.
 
 `catalogue.kernel=pallas` takes them; `auto` is plain for now: a kernel is to be taken unasked only
-where it has been shown, on the chip itself, to be right and to win. On an H200 it wins (below), but
-its results were not compared there yet.
+where it has been shown, on the chip itself, to be right and to win. On an H200, in bfloat16, it wins
+(below), and likelihood and gradients are within 1e-5 of the plain pass's, in norm (2026-11-27, three
+sizes of 10^5 items and more). Ranks, float32 and other cards have not been compared.
 
 What binds at D 64 in bfloat16, by published figures, in 10^12 scores/s. A product is 2 D operations
 a score, but a TPU's matrix unit takes D as 128 (v6e: 256); there are 4 of them forward and backward
