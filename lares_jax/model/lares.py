@@ -171,6 +171,8 @@ class _ScannedStep(nn.Module):
     if self.is_initializing():
       new_BxLxD, distance = think(step, z_BxLxD)
     else:
+      # Recomputed in its branch, or a step not taken would hand on zeros for all that one taken keeps.
+      think = nn.remat(think, prevent_cse=False) if self.config.remat else think
       new_BxLxD, distance = nn.cond(i < depth_B.max(), think, rest, step, z_BxLxD)
     if picked_BxLxD is not None:
       picked_BxLxD = jnp.where(i == pick, new_BxLxD, picked_BxLxD)
