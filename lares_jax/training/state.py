@@ -60,8 +60,7 @@ def train_step(state: TrainState, reference, batch, draw, *, objective, optimize
     return TrainState({**params, **given}, opt_state, state.step, average)
 
   finite = jnp.isfinite(value) & jnp.isfinite(norm)
-  # A choice and not a branch, before which XLA for GPUs would copy the whole state.
-  state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), update(state), state)
+  state = jax.lax.cond(finite, update, lambda state: state, state)
   bad = jnp.stack([~jnp.isfinite(g).all() for g in jax.tree.leaves(grads)])
   scalars = {k: v for k, v in metrics.items() if jnp.ndim(v) == 0}
   metrics = {'loss': value, 'grad_norm': norm, **scalars, 'finite': finite, 'bad': bad}
