@@ -81,9 +81,6 @@ OF_DEPTH = {
   # What a user has is out of the ranking, in training, too; there validation prefers this dropout.
   'sasrec_removed': ('plain', {**DROPOUT[0.5], **REMOVED}, 'sasrec', (0, 1)),
   'lares_removed': ('quick', REMOVED, 'sasrec_removed', (0, 1)),
-  'sasrec_removed_direction': ('plain', {**DROPOUT[0.5], **REMOVED, **DIRECTION}, 'sasrec_removed',
-                               (0,)),
-  'lares_removed_direction': ('quick', {**REMOVED, **DIRECTION}, 'sasrec_removed_direction', (0,)),
 }
 # What an ablation changes and stands against, where it is not the quick recipe.
 AGAINST = {'no_trajectory_alignment': 'lares', 'no_step_alignment': 'lares',
@@ -147,7 +144,8 @@ def table(recipe, ablations: bool, more=()):
   for other in ('lares_quick', 'sasrec_direction', 'duorec', 'duorec_equal_compute', 'bsarec',
                 'bsarec_direction'):
     runs[f'lares_to_{other}'] = {'of': 'lares', 'against': other}
-  runs['lares_direction_to_bsarec_direction'] = {'of': 'lares_direction', 'against': 'bsarec_direction'}
+  for other in ('bsarec_direction', 'duorec_direction'):
+    runs[f'lares_direction_to_{other}'] = {'of': 'lares_direction', 'against': other}
   if ablations:
     runs['lares_phase_two'] = {'config': _changed(recipe(''), {'phases': ALL}), 'phase': 'posttrain',
                                'against': 'lares_phase_one', 'seeds': (1, 2)}
@@ -163,6 +161,7 @@ def table(recipe, ablations: bool, more=()):
       config = _changed(recipe('' if against == 'lares' else 'quick'), changes)
       if config != recipe('quick'):  # else it is that row itself
         runs[name] = {'config': config, 'seeds': (0,), 'against': against}
+    runs['combine_concat']['seeds'] = (0, 1)  # what it shows is worth a second
   return plan(runs)
 
 
