@@ -140,13 +140,22 @@ def _cost(runs: Sequence[Experiment], phase: str) -> dict[str, Any]:
   width, items = runs[0].config.model.backbone.width, runs[0].store.num_items
   others = sum(x.size for key, tree in runs[0].abstract_params.items()
                if key not in GIVEN | {'item'} for x in jax.tree.leaves(tree))
+  above = [_own_above(ranks[f'{shown}_test_ranked'], ranks[f'{shown}_test_removed'])
+           for _, shown, ranks in found]
   phases = ('pretrain',) if phase == 'pretrain' else ('pretrain', 'posttrain')
   by_depth = {depth: flops_per_user(runs[0], depth) for depth in set(depths)}
   return {'depth': ', '.join(map(str, sorted(set(depths)))),
-          'validation_ndcg@10': float(np.mean(valid)), 'parameters': others + items * width,
+          'validation_ndcg@10': float(np.mean(valid)), 'own_above': float(np.mean(above)),
+          'parameters': others + items * width,
           'parameters_without_items': others,
           'training_seconds': float(np.mean([training_seconds(e.workdir, phases) for e in runs])),
           'flops_per_user': float(np.mean([by_depth[depth] for depth in depths]))}
+
+
+def _own_above(ranked_M: np.ndarray, removed_M: np.ndarray) -> float:
+  """The user's own items above a target that ranks within ten once they are out, on average."""
+  near_M = removed_M < 10
+  return float((ranked_M - removed_M)[near_M].mean()) if near_M.any() else 0.0
 
 
 def write(plan: Plan, lines: list[dict[str, Any]], workdir: pathlib.Path) -> None:
@@ -162,7 +171,7 @@ def write(plan: Plan, lines: list[dict[str, Any]], workdir: pathlib.Path) -> Non
 
 
 def _markdown(lines: Sequence[Mapping[str, Any]], history: str) -> str:
-  head = ['run', 'seeds', 'depth', 'validation NDCG@10', 'Recall@10', 'NDCG@10', 'MRR',
+  head = ['run', 'seeds', 'depth', 'validation NDCG@10', 'Recall@10', 'NDCG@10', 'MRR', 'own above',
           'parameters', 'without items', 'training s', 'MFLOPs/user',
           'NDCG@10 against', 'difference', '95% interval', 'p', 'p (Holm)']
   cells = []
@@ -171,12 +180,14 @@ def _markdown(lines: Sequence[Mapping[str, Any]], history: str) -> str:
             for key in report.SHORT]
     cost = [f'{line["parameters"]:,}', f'{line["parameters_without_items"]:,}',
             f'{line["training_seconds"]:,.0f}', f'{line["flops_per_user"] / 1e6:,.1f}']
-    valid = line['validation_ndcg@10']
+    valid, above = line['validation_ndcg@10'], line['own_above']
     cells.append([line['run'], str(line['seeds']), line['depth'],
-                  '' if valid is None else f'{valid:.4f}', *mean, *cost, *_tested(line)])
+                  '' if valid is None else f'{valid:.4f}', *mean,
+                  '' if above is None else f'{above:.2f}', *cost, *_tested(line)])
   return (f'Test, history {history}; mean ± standard deviation over seeds. Depth is chosen on '
           'validation, which is shown at depth.mean, as training watches it; both by the '
-          'evaluate.history of each row.\n\n'
+          'evaluate.history of each row. Own above: how many of the user\'s own items stand above the '
+          'target, where it ranks within ten once they are out.\n\n'
           f'{report.table(head, cells)}')
 
 

@@ -247,6 +247,12 @@ def test_statistics_over_seeds(store, tmp_path):
   assert lines['lares', 'removed']['ndcg@10'] > lares['ndcg@10']
 
 
+def test_own_items_are_counted_above_targets_that_rank_within_ten_without_them():
+  ranked_M, removed_M = np.array([12.0, 3.0, 50.0, 11.0]), np.array([9.0, 3.0, 20.0, 10.0])
+  assert compare._own_above(ranked_M, removed_M) == 1.5  # of the first two, 3 and 0
+  assert compare._own_above(ranked_M[2:], removed_M[2:]) == 0.0
+
+
 def test_training_seconds_add_up_over_starts(tmp_path):
   """Two starts of one phase: 10 steps of 4 targets at 8 a second, 5 at 2; and another phase."""
   lines = [('pretrain', 10, 'train', 4, 8), ('pretrain', 10, 'validation', 0, 0),
