@@ -52,9 +52,10 @@ BASELINES: dict[str, dict] = {
   # Published contrast 1: at .0016 on validation after four epochs, with .1 at .0167 (searches.md).
   'rearec_prl': {'model.reasoner': 'prl', **REAREC, 'pretrain.rearec.contrast': 0.1},
 }
-# The rivals that are scored as SASRec is in sasrec_direction, too, with their own dropout.
-DIRECTED = {f'{name}_direction': name for name in (*BACKBONES, 'duorec')}
-BASELINES.update({name: {**BASELINES[plain], **DIRECTION} for name, plain in DIRECTED.items()})
+for _name in (*BACKBONES, 'duorec'):  # scored as sasrec_direction is, too, with their own dropout
+  BASELINES[f'{_name}_direction'] = {**BASELINES[_name], **DIRECTION}
+  if _name in TUNED:
+    TUNED[f'{_name}_direction'] = TUNED[_name]
 CONSTANT = {'depth.distribution': 'constant'}
 ABLATIONS = {
   'no_trajectory_alignment': {'pretrain.loss.alpha': 0.0},
@@ -129,8 +130,7 @@ def table(recipe, ablations: bool, more=()):
   Ablations are of the quick recipe, but for those of the alignments.
   """
   baselines, backbones = {**BASELINES, **dict(more)}, {**BACKBONES, **dict(more)}
-  dropout = {**TUNED, **{name: TUNED[of] for name, of in DIRECTED.items() if of in TUNED}}
-  tuned = lambda name: DROPOUT[dropout[name]] if name in dropout else {}
+  tuned = lambda name: DROPOUT[TUNED[name]] if name in TUNED else {}
   runs = {name: {'config': _changed(recipe('plain'), {**changes, **tuned(name)})}
           for name, changes in baselines.items()}
   runs['lares_quick'] = {'config': recipe('quick')}

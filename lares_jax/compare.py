@@ -133,7 +133,7 @@ def _difference(plan: Plan, name: str, scores) -> dict[str, Any]:
 
 
 def _cost(runs: Sequence[Experiment], phase: str) -> dict[str, Any]:
-  """What validation said and what it cost: parameters that are trained, seconds of training, FLOPs."""
+  """What does not depend on the history: validation, own items above, parameters, seconds, FLOPs."""
   found = [(e.result(), *_ranks(e, phase)) for e in runs]
   valid = [result['validation_by_phase'][shown]['ndcg@10'] for result, shown, _ in found]
   depths = [int(ranks[f'{shown}_depth']) for _, shown, ranks in found]

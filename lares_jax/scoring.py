@@ -64,16 +64,18 @@ def as_item(x_MxD: jax.Array, similarity: str) -> jax.Array:
   return unit(x_MxD) if similarity == 'cos' else x_MxD
 
 
+def _compared(query, item, config: CatalogueConfig) -> tuple[jax.Array, jax.Array]:
+  return as_query(query, config.similarity), as_item(item, config.similarity)
+
+
 def pair_scores(query_MxD, item_MxD, config: CatalogueConfig) -> jax.Array:
   """Scores of matching rows [M]: the scoring function itself."""
-  query_MxD, item_MxD = as_query(query_MxD, config.similarity), as_item(item_MxD, config.similarity)
-  return pair_products(query_MxD, item_MxD, config) / config.tau
+  return pair_products(*_compared(query_MxD, item_MxD, config), config) / config.tau
 
 
 def block_scores(query_MxD, item_KxD, config: CatalogueConfig) -> jax.Array:
   """Scores of every query with every item of one block [M, K]."""
-  query_MxD, item_KxD = as_query(query_MxD, config.similarity), as_item(item_KxD, config.similarity)
-  return product('md,kd->mk', query_MxD, item_KxD, config) / config.tau
+  return product('md,kd->mk', *_compared(query_MxD, item_KxD, config), config) / config.tau
 
 
 def pair_products(query_MxD, item_MxD, config: CatalogueConfig) -> jax.Array:
@@ -96,6 +98,5 @@ def product(axes: str, x, y, config: CatalogueConfig) -> jax.Array:
 
 def tie_slack(query_MxD, item_MxD, config: CatalogueConfig) -> jax.Array:
   """How far apart two scores may lie and still tie [M]; a zero item has none."""
-  query_MxD, item_MxD = as_query(query_MxD, config.similarity), as_item(item_MxD, config.similarity)
-  query_M, item_M = jnp.linalg.norm(query_MxD, axis=-1), jnp.linalg.norm(item_MxD, axis=-1)
+  query_M, item_M = (jnp.linalg.norm(x, axis=-1) for x in _compared(query_MxD, item_MxD, config))
   return TIE_TOLERANCE * query_M * item_M / config.tau
