@@ -156,6 +156,9 @@ def table(recipe, ablations: bool, more=()):
         config = _changed(recipe(variant), changes)
         runs[f'{kind}_{name}'] = {'config': config, 'against': name, 'seeds': (0,)}
     runs['lares_hstu']['seeds'] = (0, 1, 2)  # the plug-in with alignments that a CPU can afford
+    runs['lares_hstu_direction'] = {
+      'config': _changed(recipe(''), {**BACKBONES['hstu'], **DIRECTION}),
+      'against': 'hstu_direction', 'seeds': (0,)}
     for name, changes in ABLATIONS.items():
       against = AGAINST.get(name, 'lares_quick')
       config = _changed(recipe('' if against == 'lares' else 'quick'), changes)

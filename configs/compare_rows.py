@@ -17,7 +17,9 @@ from configs import beauty, compare_beauty
 USERS = 4000
 
 
-def get_config():
+def get_config(variant: str = ''):
+  if variant:
+    raise ValueError(f'{variant}: this config has no variants')
   runs = {kind: {'config': _rows(kind, batch)} for kind, batch in (('prefix', 512), ('packed', 16))}
   return compare_beauty.plan(runs, 'prefix')
 

@@ -41,8 +41,8 @@ from lares_jax.training import loop, sharding
 
 _CONFIG = config_flags.DEFINE_config_file('config', help_string='A file of configs/.')
 _WHAT = flags.DEFINE_list('what', ['packed', 'prefix', 'posttrain', 'evaluate'], 'What to measure.')
-_DEPTH = flags.DEFINE_integer('depth', 4, 'Steps of reasoning, held fixed.')
-_ROUNDS = flags.DEFINE_integer('rounds', 5, 'Turns of each variant.')
+_DEPTH = flags.DEFINE_integer('depth', 4, 'Steps of reasoning, held fixed.', lower_bound=0)
+_ROUNDS = flags.DEFINE_integer('rounds', 5, 'Turns of each variant.', lower_bound=1)
 _JSON = flags.DEFINE_bool('json', False, 'One JSON object as the last line.')
 
 PUBLISHED_BATCH = 1024
@@ -76,7 +76,7 @@ def main() -> None:
             'recommend_one': lambda config: recommend('recommend_one', config, 1)}
   unknown = [w for w in _WHAT.value if w not in makers]
   if unknown:
-    raise InputError(f'--what={unknown[0]}: use some of {", ".join(makers)}')
+    raise InputError(f'--what={unknown[0]}: use some of {", ".join(makers)}; or catalogue, by itself')
   variants = [makers[w](config) for w in _WHAT.value]
   seconds = timing.in_turns(dict(enumerate(variants)), _ROUNDS.value)
   figures = [_figures(v, seconds[n]) for n, v in enumerate(variants)]
@@ -84,7 +84,8 @@ def main() -> None:
   print(report.table(list(figures[0]), [[shown(x) for x in f.values()] for f in figures]))
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
   device = jax.devices()[0]
-  print(f'{device.device_kind}, {jax.device_count()} device(s), depth {_DEPTH.value}; '
+  print(f'{device.device_kind}, {jax.device_count()} device(s), depth '
+        f'{_DEPTH.value if config.depth.mean else 0}; '
         f'peak host memory of the whole process {peak:.2f} GiB')
   if _JSON.value:
     print(json.dumps({'variants': figures, 'device': device.device_kind, 'host_peak_gib': peak}))
@@ -131,6 +132,8 @@ def prefix(config: Config) -> Variant:
 
 
 def posttrain(config: Config) -> Variant:
+  if not config.depth.mean or config.model.reasoner != 'lares':
+    raise InputError('--what=posttrain: phase two is of LARES alone; give --what=packed,evaluate')
   experiment = Experiment(config, pathlib.Path())
   phase = experiment.posttraining(experiment.init_params(), None)
   depths = np.full(config.posttrain.loss.rollouts, _DEPTH.value, np.int32)

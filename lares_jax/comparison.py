@@ -68,6 +68,8 @@ def plan_of(config: Mapping[str, Any] | None) -> Plan:
 
 def _check(plan: Plan) -> None:
   names = ', '.join(plan.runs)
+  if plan.resamples < 100:
+    raise InputError(f'config.resamples={plan.resamples}: use 100 or more')
   if plan.reference not in plan.runs:
     raise InputError(f'config.reference={plan.reference!r} is not a run; there are {names}')
   for name, row in plan.runs.items():
@@ -147,6 +149,9 @@ def finished_part(plan: Plan, experiments: Mapping[str, Sequence[Experiment]]
                      'train it first, or name another with --config.reference')
   found = {name: runs for name, runs in done.items()
            if runs and (done[plan.against(name)] or not plan.runs[name].of)}
+  for name in plan.runs:
+    if name not in found and plan.runs[name].of:
+      print(f'not finished: what {name} stands on, {plan.source(name)} or {plan.against(name)}')
   against = lambda name: plan.against(name) if plan.against(name) in found else ''
   rows = {name: dataclasses.replace(plan.runs[name], against=against(name)) for name in found}
   return dataclasses.replace(plan, runs=rows), found

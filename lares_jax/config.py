@@ -6,6 +6,7 @@ is refused with the nearest one that does.
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -54,8 +55,9 @@ class TrainConfig:
   optimizer: OptimizerConfig = OptimizerConfig()
 
   def __post_init__(self):
-    if self.log_every_steps < 1:
-      raise InputError('train.log_every_steps=0: use 1 or more')
+    if self.log_every_steps < 1 or self.ema >= 1:
+      raise InputError(f'train.log_every_steps={self.log_every_steps}, .ema={self.ema}: use 1 or more, '
+                       'and less than 1')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,6 +225,8 @@ def _value(value, hint, path: str):
     return float(value)
   if not isinstance(value, hint):
     raise InputError(f'{path}={value!r} is not of type {hint.__name__}')
+  if hint is float and not math.isfinite(value):
+    raise InputError(f'{path}={value}: use a finite number')
   if hint in (int, float) and value < 0 and '.prepare.' not in path:  # ratings may be negative
     raise InputError(f'{path}={value}: use 0 or more')
   return value

@@ -21,7 +21,7 @@ class Interrupted(Exception):
 
 
 def front_door(main: Callable[[], Any]) -> None:
-  """Runs `main` under absl; bad flags or an `InputError` become one line and exit code 1.
+  """Runs `main` under absl; bad flags, an `InputError` or `OSError` become one line and exit code 1.
 
   So does a signal that ended training, with its own exit code.
   """
@@ -33,6 +33,11 @@ def front_door(main: Callable[[], Any]) -> None:
         raise InputError(f'unexpected argument {argv[1]!r}: every option is --name=value')
       return main()
     except InputError as error:
+      return _say(error)
+    except KeyboardInterrupt:
+      print('stopped at once; what was saved stands', file=sys.stderr)
+      return 128 + signal.SIGINT
+    except OSError as error:  # a full disk, a place that cannot be written
       return _say(error)
     except Interrupted as stop:
       print(f'{stop}: saved; the same command goes on from here', file=sys.stderr)

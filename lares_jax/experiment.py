@@ -36,8 +36,8 @@ from lares_jax.training.loop import Phase
 from lares_jax.training.sharding import MeshConfig
 
 # Settings that may change between the starts of one run: they do not change what it computes.
-_FREE = ('phases', 'evaluate.depths', 'evaluate.batch_rows', 'mesh', 'data.path', 'data.cache',
-         'data.prepare')
+_FREE = ('phases', 'pretrain.train.on_nan', 'posttrain.train.on_nan', 'evaluate.depths',
+         'evaluate.batch_rows', 'mesh', 'data.path', 'data.cache', 'data.prepare')
 
 # Settings of the model that may change between a phase and the one that it starts from.
 _OF_TRAINING = ('model.embed_dropout', 'model.pre_dropout', 'model.core_dropout', 'model.core_mask',
@@ -59,6 +59,8 @@ class Experiment:
       InputError: the workdir holds a run of another config or data set, or the data set lacks
         what the model reads.
     """
+    if '://' in workdir:
+      raise InputError(f'--workdir={workdir}: use a directory; a bucket has to be mounted as one')
     experiment = cls(config, pathlib.Path(workdir).absolute())
     store = experiment.store
     if not len(store.targets('valid')[0]):
@@ -70,11 +72,19 @@ class Experiment:
     if config.model.fusion.name != 'none':
       mine['text'] = text.fingerprint(experiment.store, config.model.fusion.text_width)
     mine = json.loads(json.dumps(mine))  # tuples as lists, as they will be read back
+    here = {'path': '', 'cache': ''}  # each may find the data set where it likes
+    if processes.differ(json.dumps({**mine, 'store': '', 'config': {
+        **mine['config'], 'data': {**mine['config']['data'], **here}}}).encode()):
+      raise InputError('the processes were started with different settings or data sets; give all '
+                       'the same')
     file = experiment.workdir / 'config.json'
     # A run that never saved anything, such as one whose settings were refused, claims no workdir.
     saved = (experiment.workdir / 'result.json').exists() or any(
       experiment.workdir.glob('checkpoints/*/*/*'))
-    if file.exists() and saved:
+    if saved and not file.exists():
+      raise InputError(f'{file} is missing beside a trained run, so nobody can say whether this is the '
+                       'same one; choose another --workdir, or bring it back')
+    if saved:
       theirs = read_json(file)
       # What is newer than that run counts as it is by default.
       theirs['config'] = dataclasses.asdict(

@@ -1,15 +1,39 @@
 """Small files of a run: written aside, then renamed, by the first process alone."""
 
+import contextlib
+import fcntl
 import io
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
+from lares_jax.errors import InputError
 from lares_jax.training import processes
+
+
+@contextlib.contextmanager
+def held(directory: pathlib.Path) -> Iterator[None]:
+  """Keeps a run's directory to this start of it: two at once would spoil each other's checkpoints.
+
+  Raises:
+    InputError: another start of it is at work.
+  """
+  if not processes.first():
+    yield
+    return
+  with open(directory / '.lock', 'w', encoding='utf-8') as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise InputError(f'{directory}: another process trains here; wait until it has ended, or choose '
+                       'another --workdir') from None
+    except OSError:  # a file system without locks
+      pass
+    yield
 
 
 def write(path: pathlib.Path, content: bytes) -> None:
@@ -33,4 +57,7 @@ def write_arrays(path: pathlib.Path, arrays: Mapping[str, Any]) -> None:
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-  return json.loads(path.read_text(encoding='utf-8'))
+  try:
+    return json.loads(path.read_text(encoding='utf-8'))
+  except ValueError as error:
+    raise InputError(f'{path} is damaged: {error}') from None

@@ -10,7 +10,7 @@ import numpy as np
 from lares_jax import metrics, report, selection
 from lares_jax.errors import InputError
 from lares_jax.experiment import Experiment
-from lares_jax.files import write_arrays, write_json
+from lares_jax.files import held, write_arrays, write_json
 from lares_jax.training import loop, processes
 from lares_jax.training.checkpoint import Checkpoints
 from lares_jax.training.evaluation import History
@@ -18,12 +18,16 @@ from lares_jax.training.evaluation import History
 
 def train(experiment: Experiment) -> dict:
   """Runs the phases that the config names, then evaluates; returns the result that was written."""
-  c = experiment.config
   if (experiment.workdir / 'result.json').exists() and not any(
       _saved(experiment, phase) for phase in ('pretrain', 'posttrain')):
     raise InputError(f'{experiment.workdir} holds a finished run without its checkpoints, so it cannot '
                      'go on; choose another directory')
-  start = time.time()
+  with held(experiment.workdir):
+    return _train(experiment)
+
+
+def _train(experiment: Experiment) -> dict:
+  start, c = time.time(), experiment.config
   as_dict = dataclasses.asdict(c)
   fit = lambda phase, params: loop.run(
     phase, params, experiment.abstract_params, experiment.workdir, as_dict, experiment.mesh)
@@ -53,7 +57,9 @@ def finish(experiment: Experiment, seconds: float) -> dict:
   [M]: `pretrain_test_ranked`, `pretrain_test_removed` (history removed), and so on.
   """
   c = experiment.config
-  phases = [p for p in ('pretrain', 'posttrain') if _saved(experiment, p)]
+  # Phase one is the start of phase two; a phase two that is not asked for any more is left out.
+  phases = [p for p in ('pretrain', 'posttrain')
+            if (p == 'pretrain' or p in c.phase_list) and _saved(experiment, p)]
   if not phases:
     raise InputError(f'{experiment.workdir}: nothing is trained yet; run the phase pretrain first')
   best = {p: experiment.best(p) for p in phases}

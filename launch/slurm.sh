@@ -21,5 +21,10 @@ if [[ -z ${PYTHON:-} ]]; then # once, before the tasks would do it all at the sa
   export PYTHON=.venv/bin/python
 fi
 export LARES_PROCESSES=auto
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-8} # srun no longer takes it from sbatch
 # If one task fails the others are ended, rather than left waiting for it.
-srun --kill-on-bad-exit=1 bash launch/train.sh "$@"
+code=0
+srun --kill-on-bad-exit=1 bash launch/train.sh "$@" || code=$?
+# Saved because its time was up (TERM, above): it goes on in a new allotment.
+if [[ $code == 143 && -n ${SLURM_JOB_ID:-} ]]; then scontrol requeue "$SLURM_JOB_ID"; fi
+exit "$code"

@@ -7,7 +7,8 @@
 #   TPU=my-tpu ZONE=us-east5-a PROJECT=my-project \
 #     bash launch/tpu_vm.sh --config=configs/beauty.py --workdir=/mnt/shared/beauty
 #
-# Stopped or preempted, the same command goes on where the run was.
+# Stopped, the same command goes on where the run was. A preempted VM's own disk is gone: only a
+# --workdir on a mounted disk outlives it. Ctrl-C here ends the connection, and the run at its next line.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

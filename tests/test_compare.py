@@ -281,7 +281,10 @@ def test_what_is_finished_makes_a_table_of_its_own(store, tmp_path, capsys):
   capsys.readouterr()
   some, found = comparison.finished_part(plan, experiments)
   said = capsys.readouterr().out
-  assert said == 'not finished: plain, seed 0\nnot finished: lares, seed 0, 1\n'
+  assert said == ('not finished: plain, seed 0\nnot finished: lares, seed 0, 1\n'
+                  'not finished: what phase_one stands on, lares or plain\n'
+                  'not finished: what phase_two stands on, lares or phase_one\n'
+                  'not finished: what plain_to_lares stands on, plain or lares\n')
   assert found == {'plain': experiments['plain'][1:], 'other': experiments['other'],
                    'plain_to_other': experiments['plain'][1:]}, 'plain_to_lares would repeat plain'
   by_run = {line['run']: line for line in compare.compare(some, found) if line['history'] == 'ranked'}
@@ -292,6 +295,7 @@ def test_what_is_finished_makes_a_table_of_its_own(store, tmp_path, capsys):
 @pytest.mark.parametrize('change, said', (
   ({'reference': 'none'}, r"config\.reference='none' is not a run; there are"),
   ({'seeds': ()}, r'seeds=\(\)'),
+  ({'resamples': 1}, 'resamples=1: use 100 or more'),
   ({'seeds': (1, 1)}, 'different whole numbers'),
   ({'seed': (1,)}, r'config\.seed does not exist.*config\.seeds'),
   ({'runs.again': {'of': 'laers'}}, r"again\.of='laers'"),

@@ -199,6 +199,15 @@ def test_a_lost_process_ends_the_other_with_a_clear_line(data, tmp_path):
   assert 'most likely because another was lost' in err, err[-3000:]
 
 
+def test_processes_of_different_settings_do_not_train(data, tmp_path):
+  address = f'localhost:{_port()}'
+  both = [_start('train.sh', _arguments(data, tmp_path / 'run', f'--config.seed={p}'),
+                 LARES_PROCESSES=f'{p}/2@{address}') for p in range(2)]
+  said = [p.communicate(timeout=150)[1] for p in both]
+  assert any('error: the processes were started with different settings' in err for err in said), said
+  assert all(p.returncode for p in both) and not (tmp_path / 'run').exists()
+
+
 @pytest.mark.parametrize('step, now, heard', ((10, False, 15), (7, False, None), (7, True, 15)))
 def test_processes_ask_each_other_now_and_then(monkeypatch, step, now, heard):
   monkeypatch.setattr(processes.jax, 'process_count', lambda: 2)

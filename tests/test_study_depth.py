@@ -174,6 +174,7 @@ def test_the_training_side_study_is_a_plan():
 
 @pytest.mark.parametrize('arguments, said', (
   ([], '--workdir=DIR'), (['--workdir=no/such'], 'no config.json there'),
+  (['--workdir=x', '--depths=2'], 'two or more'),
   (['--workdir=x', '--depths=1,65'], '--depths=1,65: whole numbers from 1 to 64')))
 def test_what_is_wrong_is_said_in_one_line(arguments, said):
   out = subprocess.run([sys.executable, '-m', 'lares_jax.study', 'depth', *arguments], text=True,

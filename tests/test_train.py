@@ -15,7 +15,7 @@ import pytest
 from tiny import make_config, make_store
 
 from lares_jax import config as config_lib
-from lares_jax import run, selection
+from lares_jax import files, run, selection
 from lares_jax.config import SelectConfig
 from lares_jax.errors import InputError
 from lares_jax.experiment import Experiment
@@ -76,6 +76,13 @@ def test_a_selection_of_other_settings_is_not_taken_for_this_one(finished, tmp_p
   (tmp_path / 'prompts.npy').touch()
   with pytest.raises(InputError, match='its selection is of an earlier version'):
     selection.load(dataclasses.replace(finished, workdir=tmp_path))
+
+
+def test_a_phase_that_is_not_asked_for_any_more_is_not_in_the_result(finished, tmp_path):
+  shutil.copytree(finished.workdir, tmp_path / 'run')
+  config = dataclasses.replace(finished.config, phases='pretrain')
+  result = run.train(Experiment.start(config, str(tmp_path / 'run')))
+  assert result['phase'] == 'pretrain' and [*result['validation_by_phase']] == ['pretrain']
 
 
 def test_a_run_is_evaluated_from_anywhere(finished, tmp_path):
@@ -183,6 +190,13 @@ def test_a_signal_saves_and_says_how_it_ended(store, tmp_path, monkeypatch):
   assert stop.value.code == 143
   assert loop.Checkpoints(tmp_path, 'pretrain').latest_step in (3, 4)
 
+  close = loop.Checkpoints.close
+  monkeypatch.setattr(loop, '_settle', settle)
+  monkeypatch.setattr(loop.Checkpoints, 'close', lambda self: (
+    os.kill(os.getpid(), signal.SIGTERM), close(self)))
+  with pytest.raises(loop.Interrupted):  # one that comes while the last of a phase is saved
+    run.train(experiment)
+
 
 def test_one_compilation_for_all_depths_and_steps(store, tmp_path, monkeypatch):
   traces, step = [], state_lib.train_step
@@ -222,6 +236,36 @@ def test_a_half_written_checkpoint_is_ignored_with_a_warning(tmp_path, capsys):
   assert f'{left} was left half written' in capsys.readouterr().err
 
 
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')  # of its threads
+def test_a_damaged_checkpoint_and_one_that_cannot_be_written_are_named(
+    finished, tmp_path, monkeypatch):
+  shutil.copytree(finished.workdir, tmp_path / 'run')
+  experiment = Experiment.load(str(tmp_path / 'run'))
+  for file in experiment.workdir.glob('checkpoints/pretrain/**/d/*'):
+    os.truncate(file, 10)
+  with pytest.raises(InputError, match=r'pretrain/best/\d+ is damaged \(.*pretrain: the phase then'):
+    experiment.best('pretrain')
+  with pytest.raises(InputError, match=r'pretrain/latest/\d+ is damaged'):
+    run.train(experiment)
+  checkpoints = loop.Checkpoints(tmp_path, 'pretrain')
+
+  def full(*_):
+    raise ValueError('No space left on device')
+
+  monkeypatch.setattr(checkpoints._best, 'wait_until_finished', full)
+  with pytest.raises(InputError, match=r'pretrain: not saved.*No space left'):
+    checkpoints.save(1, {}, {}, {})
+  monkeypatch.undo()
+  checkpoints.close()
+
+
+def test_a_run_that_is_under_way_is_left_alone(finished):
+  with files.held(finished.workdir), pytest.raises(InputError, match='another process trains here'):
+    run.train(finished)
+  with files.held(finished.workdir):
+    pass  # free again
+
+
 def test_a_workdir_of_another_config_or_data_set_is_refused(store, tmp_path):
   Experiment.start(make_config(store, seed=1), str(tmp_path))  # nothing saved: it claims nothing
   Experiment.start(make_config(store), str(tmp_path))
@@ -236,6 +280,12 @@ def test_a_workdir_of_another_config_or_data_set_is_refused(store, tmp_path):
   Experiment.start(make_config(store, posttrain=later, phases=ALL), str(tmp_path))  # and comes
   with pytest.raises(InputError, match=r'posttrain\.dropout \(0\.3 there'):
     Experiment.start(make_config(store, phases=ALL), str(tmp_path))
+  (tmp_path / 'config.json').write_text('{')
+  with pytest.raises(InputError, match=r'config\.json is damaged'):
+    Experiment.start(make_config(store), str(tmp_path))
+  (tmp_path / 'config.json').unlink()
+  with pytest.raises(InputError, match=r'config\.json is missing beside a trained run'):
+    Experiment.start(make_config(store), str(tmp_path))
 
 
 def test_a_restart_takes_out_the_lines_that_a_kill_undid(tmp_path):
@@ -273,7 +323,9 @@ def test_a_misspelt_key_names_the_nearest():
   ('evaluate.depths', (1, -2), r'config\.evaluate\.depths\[1\]=-2: use 0 or more'),
   ('evaluate.depths', (1, 'two'), r"config\.evaluate\.depths\[1\]='two' is not of type int"),
   ('evaluate.depths', (), 'at least 1 row and one depth'),
-  ('pretrain.train.log_every_steps', 0, 'log_every_steps=0: use 1 or more'),
+  ('pretrain.train.log_every_steps', 0, 'log_every_steps=0, .ema=0.0: use 1 or more'),
+  ('pretrain.train.ema', 1.0, 'less than 1'),
+  ('pretrain.train.optimizer.learning_rate', float('nan'), 'learning_rate=nan: use a finite number'),
   ('model.pre_dropout', 1.0, 'use at most 0.95'),
   ('model.core_layers', 0, 'set depth.mean=0'),
   ('depth.mean', -1, r'config\.depth\.mean=-1: use 0 or more'),

@@ -35,8 +35,11 @@ def main() -> None:
     raise InputError('give --workdir=DIR, a trained run')
   depths, widths = (whole_numbers(name, given, 1, DEEPEST) for name, given in (
     ('depths', _DEPTHS.value), ('widths', _WIDTHS.value)))
+  if len(depths) < 2:
+    raise InputError(f'--depths={depths[0]}: two or more, for cost is a line over them')
   experiment = Experiment.load(_WORKDIR.value)
   if not experiment.model.config.recurrent:
-    raise InputError(f'{_WORKDIR.value}: this model does not repeat one core-block, so it has no depth')
+    raise InputError(f'{_WORKDIR.value}: this model does not repeat one core-block, which is what the '
+                     'study measures')
   output = pathlib.Path(_OUTPUT.value or experiment.workdir / 'depth')
   scaling.study(experiment, output, depths, widths, _USERS.value, _REPEATS.value, _PROFILE.value)

@@ -7,8 +7,10 @@ Both are written aside and renamed by orbax: a half-written one is never seen. T
 mesh: the padding of a split table, which depends on it, is cut off or filled up (`strict=False`).
 """
 
+import contextlib
 import pathlib
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -51,9 +53,16 @@ class Checkpoints:
       config=ocp.args.JsonSave(config)))
 
   def restore(self, abstract_state) -> tuple[Any, dict[str, Any]]:
-    """The latest state, laid out like `abstract_state` (on any mesh), and its progress."""
-    out = self._latest.restore(self._latest.latest_step(), args=ocp.args.Composite(
-      state=ocp.args.StandardRestore(abstract_state, strict=False), progress=ocp.args.JsonRestore()))
+    """The latest state, laid out like `abstract_state` (on any mesh), and its progress.
+
+    Raises:
+      InputError: it is damaged.
+    """
+    step = self._latest.latest_step()
+    with _readable(self.directory / 'latest' / str(step)):
+      out = self._latest.restore(step, args=ocp.args.Composite(
+        state=ocp.args.StandardRestore(abstract_state, strict=False),
+        progress=ocp.args.JsonRestore()))
     return out.state, out.progress
 
   def save_best(self, step: int, params, metrics: dict[str, float]) -> None:
@@ -67,25 +76,44 @@ class Checkpoints:
     """(parameters, validation metrics, step) of the best evaluation so far.
 
     Raises:
-      InputError: nothing was saved yet.
+      InputError: nothing was saved yet, or it is damaged.
     """
     self.wait()
     step = self._best.latest_step()
     if step is None:
       raise InputError(f'{self.directory}: no checkpoint yet; train this phase first')
-    out = self._best.restore(step, args=ocp.args.Composite(
-      params=ocp.args.StandardRestore(abstract_params, strict=False), metrics=ocp.args.JsonRestore()))
+    with _readable(self.directory / 'best' / str(step)):
+      out = self._best.restore(step, args=ocp.args.Composite(
+        params=ocp.args.StandardRestore(abstract_params, strict=False),
+        metrics=ocp.args.JsonRestore()))
     return out.params, out.metrics, step
 
   def wait(self) -> None:
-    """Until everything is on disk."""
-    self._latest.wait_until_finished()
-    self._best.wait_until_finished()
+    """Until everything is on disk.
+
+    Raises:
+      InputError: it could not be written.
+    """
+    try:
+      self._latest.wait_until_finished()
+      self._best.wait_until_finished()
+    except (OSError, ValueError) as error:  # ValueError: what writes arrays says so
+      raise InputError(f'{self.directory}: not saved, but the checkpoint before is whole: {error}'
+                       ) from error
 
   def close(self) -> None:
     self.wait()
     self._latest.close()
     self._best.close()
+
+
+@contextlib.contextmanager
+def _readable(directory: pathlib.Path) -> Iterator[None]:
+  try:
+    yield
+  except (OSError, ValueError, KeyError) as error:
+    raise InputError(f'{directory} is damaged ({error}). If it cannot be brought back, delete '
+                     f'{directory.parent.parent}: the phase then begins anew') from error
 
 
 def abstract(tree, shardings):

@@ -1,5 +1,6 @@
 """The training loop of both phases: evaluate, save, next batch, step; always in that order."""
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
@@ -89,7 +90,7 @@ class Signals:
       raise KeyboardInterrupt
     self.caught = signum
 
-  def restore(self) -> None:
+  def close(self) -> None:
     for signum, handler in self._before.items():
       signal.signal(signum, handler)
 
@@ -123,13 +124,11 @@ def run(phase: Phase, start: Callable[[], Any], abstract_params, workdir: pathli
   log.say(sharding.describe((state.params, state.opt_state), mesh))
   if step:
     log.say(f'{phase.name}: going on from step {step} of {phase.steps}')
-  signals = Signals()
-  try:
-    _loop(phase, state, step, progress, step_of, checkpoints, config, mesh, log, signals)
-  finally:
-    signals.restore()
-    log.close()
-    checkpoints.close()
+  with contextlib.closing(Signals()) as signals:
+    with contextlib.closing(checkpoints), contextlib.closing(log):
+      _loop(phase, state, step, progress, step_of, checkpoints, config, mesh, log, signals)
+    if signum := processes.agreed(signals.caught, step, now=True):  # while the last was saved
+      raise Interrupted(signum)
 
 
 def _loop(phase, state, step, progress, step_of, checkpoints, config, mesh, log, signals) -> None:
@@ -142,16 +141,18 @@ def _loop(phase, state, step, progress, step_of, checkpoints, config, mesh, log,
     due = over or step % phase.eval_every == 0 and (step or phase.validate_first)
     if due or processes.agreed(signals.caught, step):
       _settle(last, step, names, progress, phase, log)
-      last = None
+      last, said = None, ''
       log.flush(step)
       if due and step != checkpoints.latest_step:
         metrics = phase.validate(state.evaluated)
         log.write(step, 'validation', metrics)
         if progress.see(step, metrics['ndcg@10']):
           checkpoints.save_best(step, state.evaluated, metrics)
-        log.say(_sentence(phase, step, metrics, progress))
-        log.restart()
+        said = _sentence(phase, step, metrics, progress)
       checkpoints.save(step, state, dataclasses.asdict(progress), config)
+      if said:
+        log.say(said)
+        log.restart()
       if signum := processes.agreed(signals.caught, step, now=True):
         raise Interrupted(signum)
     patient = not phase.train.patience or progress.stale < phase.train.patience
@@ -190,7 +191,8 @@ def _settle(metrics, step: int, names, progress: Progress, phase: Phase, log: Lo
       raise InputError(
         f'{phase.name}: step {step - 1} is not finite ({", ".join(terms)}; first parameter with a '
         f'bad gradient: {first}); the update was not applied and the last checkpoint is good. '
-        'Lower the learning rate or set clip_norm; train.on_nan=n skips n such steps')
+        f'Lower the learning rate or set clip_norm, in another --workdir; {phase.name}.train.on_nan=n '
+        'skips n such steps and goes on in this one')
     log.say(f'{phase.name}: step {step - 1} is not finite; skipped ({progress.skipped} so far)')
     return
   log.add(metrics)

@@ -1,6 +1,8 @@
 """One program on many machines: joining in, one voice, and an end for all when one is lost."""
 
 import contextlib
+import hashlib
+import itertools
 import os
 import re
 import sys
@@ -9,14 +11,16 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint  # noqa: F401  defines the flag that _join sets
 from absl import flags
 from jax.experimental import multihost_utils
+from orbax.checkpoint import multihost  # defines the flag that _join sets, too
 
 from lares_jax.errors import InputError
 
 VARIABLE = 'LARES_PROCESSES'
 _HEARTBEAT = 60  # seconds without a sign of life after which a process counts as lost
+_PREPARING = 24 * 3600  # seconds that a process may let the others wait, as when it prepares a log
+_waits = itertools.count()
 _EVERY = 10  # steps between asking whether a signal has come
 
 
@@ -26,7 +30,8 @@ def joined() -> Iterator[None]:
 
   LARES_PROCESSES=auto takes number and address from the launcher: Cloud TPU, GKE, SLURM, Open MPI.
   LARES_PROCESSES=0/2@host:1234 gives them by hand: process 0 of 2; process 0 listens at host:1234.
-  Only process 0 prints. A process that loses another ends at once with one line and exit code 1.
+  Only process 0 prints. A process that loses another ends within a minute or two, with one line and
+  exit code 1, or by JAX's own hand.
 
   Raises:
     InputError: the variable does not read so, or there is no such launcher.
@@ -44,6 +49,9 @@ def joined() -> Iterator[None]:
           f'because another was lost ({reason}); start all again to go on from the last checkpoint',
           file=sys.stderr, flush=True)
     os._exit(1)  # the orderly way out would wait for the process that is gone
+  except InputError as error:
+    print(f'error: {error}', file=sys.stderr, flush=True)
+    os._exit(1)  # nor need the others be waited for
 
 
 def _join(wanted: str) -> None:
@@ -53,10 +61,13 @@ def _join(wanted: str) -> None:
   # Collectives on CPUs are matched by order of arrival: were two programs under way at once, or a
   # program and a checkpoint's barrier, the processes could answer each other's calls crosswise.
   jax.config.update('jax_cpu_enable_async_dispatch', False)
+  # It would swallow a SIGTERM that comes outside training, when the process should just end.
+  jax.config.update('jax_enable_preemption_service', False)
   flags.FLAGS['experimental_orbax_use_distributed_barrier'].value = True
   try:
     where: dict[str, Any] = {}
     if by_hand:
+      print(f'process {by_hand[1]}: waits for {by_hand[2]} in all at {by_hand[3]}', file=sys.stderr)
       where = {'coordinator_address': by_hand[3], 'num_processes': int(by_hand[2]),
                'process_id': int(by_hand[1])}
     jax.distributed.initialize(
@@ -74,8 +85,14 @@ def first() -> bool:
 
 def wait(name: str) -> None:
   """Until every process has come to the place of this name."""
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices(name)
+  if jax.process_count() > 1:  # by word of mouth: devices would give up after half a minute
+    multihost.sync_global_processes(f'{name}_{next(_waits)}', timeout=_PREPARING)
+
+
+def differ(content: bytes) -> bool:
+  """Whether the processes hold different contents: the same answer on all."""
+  mine = np.frombuffer(hashlib.sha256(content).digest(), np.int32)
+  return jax.process_count() > 1 and bool((multihost_utils.process_allgather(mine) != mine).any())
 
 
 def agreed(signum: int | None, step: int, now: bool = False) -> int | None:
