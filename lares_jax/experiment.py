@@ -112,8 +112,13 @@ class Experiment:
     if is_prepared(content.get('store', '')):  # else it is found, or prepared again, from where it came
       data = dataclasses.replace(data, path=content['store'], prepare=PrepareOptions())
     experiment = cls(dataclasses.replace(config, mesh=mesh, data=data), directory)
-    if experiment.store.fingerprint != content['data']:
-      raise InputError(f'{experiment.store.directory}: not the data set that {workdir} was trained '
+    try:
+      store = experiment.store
+    except InputError as error:
+      raise InputError(f'{workdir}: its data set (item ids, counts) is not where it was: {error}; '
+                       'main with --config.data.path=PLACE tells the run where it is now') from None
+    if store.fingerprint != content['data']:
+      raise InputError(f'{store.directory}: not the data set that {workdir} was trained '
                        'on, so its item numbers mean other items; prepare that one again')
     return experiment
 

@@ -82,6 +82,8 @@ class PrepareOptions:
       raise InputError(f'--cuts={self.cuts}: give two times, the earlier first')
     if len(self.fractions) != 2 or min(self.fractions) < 0 or sum(self.fractions) >= 1:
       raise InputError(f'--fractions={self.fractions}: give two shares that leave some training')
+    if self.cuts and self.split != 'global_time':
+      raise InputError(f'--cuts={self.cuts}: only --split=global_time has cuts')
     if self.min_length < 3:
       raise InputError(f'--min_length={self.min_length}: leave-one-out needs 3 items of each user')
 

@@ -121,6 +121,18 @@ def test_times_with_fractions_become_millionths(tmp_path):
   assert read_log.time_scale == 1 and read_log.rows['time'].to_list() == [2, 2**63 - 1]
 
 
+def test_dates_are_times(tmp_path):
+  dates = ('2024-05-31', '2024-05-31T00:00:01Z', '2024-05-31 02:00:02+02:00', '2024-05-31 00:00:03.25',
+           '1717113604.5')  # 5 seconds, each in a way of its own
+  rows = ''.join(f'u,{k},{date}\n' for k, date in enumerate(dates))
+  read_log, _ = read(formats.sources(write(tmp_path / 'log.csv', HEADER + rows)), NAMES)
+  second = 1_717_113_600
+  assert read_log.time_scale == 10**6 and read_log.rows['time'].to_list() == [
+    (second + k) * 10**6 + (0, 0, 0, 250_000, 500_000)[k] for k in range(5)]
+  path = write(tmp_path / 'log.jsonl', '{"who": "u", "wäs": "a", "when": "2024-05-31T00:00:00"}\n')
+  assert load(path, {**NAMES, 'item': 'wäs'})[0] == [('u', 'a', second)]
+
+
 def test_ids_of_any_length_and_kind_come_back(tmp_path):
   ids = ['x' * 10240, ' lead', "o'neil", 'a,b', 'é́', '0x1F', '00', '0', 'null', 'NaN', '-']
   table = pl.DataFrame({'who': ids, 'what': ids[::-1], 'when': range(len(ids))})
@@ -138,9 +150,9 @@ FAULTS = [
   (HEADER + '\n\n,a,1\n', 'row 4: no user'),
   (HEADER + 'u,,1\n', 'row 2: no item'),
   (HEADER + 'u,"",1\n', 'row 2: no item'),
-  (HEADER + 'u,a,noon\n', 'row 2: the time is not a number'),
-  (HEADER + 'u,a,NaN\n', 'row 2: the time is not a number'),
-  (HEADER + 'u,a,inf\n', 'row 2: the time is not a number'),
+  (HEADER + 'u,a,noon\n', 'row 2: the time is neither a number nor a date'),
+  (HEADER + 'u,a,NaN\n', 'row 2: the time is neither a number nor a date'),
+  (HEADER + 'u,a,inf\n', 'row 2: the time is neither a number nor a date'),
   (HEADER + 'u,a,-1\n', 'row 2: the time is negative'),
   (HEADER + 'u,a,-0.5\n', 'row 2: the time is negative'),
   (HEADER + 'u,a,9223372036854775808\n', 'row 2: the time does not fit'),
@@ -205,11 +217,11 @@ def test_what_can_be_wrong_with_the_request(tmp_path):
   txt = write(tmp_path / 'log.txt', '1 2 3\n')
   for inputs, names, said in [
     (str(tmp_path / 'no*.csv'), NAMES, 'no such file'),
-    (str(tmp_path), NAMES, 'no such file'),
+    (str(tmp_path), NAMES, 'a directory; name its files'),
     (f'{csv},{txt}', NAMES, 'several formats'),
     (csv, {}, r'say --user=NAME, one of its columns: .who,what,when.'),
     (csv, {'user': 'who'}, 'say --item=NAME'),
-    (csv, {**NAMES, 'tie': 'rank'}, "no column 'rank'"),
+    (csv, {**NAMES, 'tie': 'rank'}, "no column 'rank'.*--tie_break=NAME"),
     (txt, NAMES, 'leave out the options that ask for more .user, item, time'),
   ]:
     with pytest.raises(InputError, match=said):

@@ -16,7 +16,7 @@ _FAULTS = {  # of several, the first is told
   'integer': 'ids of this format are integers, one space between them; here is something else',
   'alone': 'a user without items',
   'time': 'no time',
-  'number': 'the time is not a number',
+  'number': 'the time is neither a number nor a date such as 2024-05-31 12:00:00',
   'negative': 'the time is negative',
   'overflow': 'the time does not fit into 64 bits',
   'rating': 'the rating is not a number',
@@ -61,8 +61,22 @@ def _type_time(kind: pl.DataType, columns: dict[str, pl.Expr], faults: dict[str,
   faults['negative'] = columns['time'] < 0
   if not (kind.is_integer() or kind.is_temporal()):
     number = time.cast(pl.Float64, strict=False)
+    second, micros = number.floor(), ((number - number.floor()) * 1e6).round()
     faults['number'] = number.is_null() | ~number.is_finite()
-    faults['negative'] = number < 0
-    columns['time'] = pl.coalesce(columns['time'], number.floor().cast(pl.Int64, strict=False))
-    columns['micros'] = ((number - number.floor()) * 1e6).round().cast(pl.Int32, strict=False)
+    if kind == pl.String:
+      date = _date(time)
+      faults['number'] &= date.is_null()
+      second, micros = pl.coalesce(second, date // 10**6), pl.coalesce(micros, date % 10**6)
+    faults['negative'] = second < 0
+    columns['time'] = pl.coalesce(columns['time'], second.cast(pl.Int64, strict=False))
+    columns['micros'] = micros.cast(pl.Int32, strict=False)
   faults['overflow'] = columns['time'].is_null()
+
+
+def _date(text: pl.Expr) -> pl.Expr:
+  """Microseconds since 1970 of ISO 8601 text, of UTC where no offset stands; null if it is none."""
+  text = text.str.replace('T', ' ', literal=True).str.replace('Z$', '+00:00')
+  text = pl.when(text.str.len_chars() == 10).then(text + ' 00:00:00').otherwise(text)
+  text = pl.when(text.str.contains(r':.*[+-]\d\d:?\d\d$')).then(text).otherwise(text + '+00:00')
+  kind = pl.Datetime('us', 'UTC')
+  return text.str.strptime(kind, '%Y-%m-%d %H:%M:%S%.f%z', strict=False).dt.epoch('us')

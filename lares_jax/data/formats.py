@@ -45,6 +45,9 @@ class Source:
   part: str | None  # where the log comes split
 
 
+_FLAG = {'tie': 'tie_break'}  # of a role, where it has another name
+
+
 def sources(inputs: str, format_name: str = 'auto') -> list[Source]:
   """The files that a comma-separated list of paths and globs stands for, in reading order.
 
@@ -56,7 +59,8 @@ def sources(inputs: str, format_name: str = 'auto') -> list[Source]:
   for pattern in [inputs] if os.path.isfile(inputs) else map(str.strip, inputs.split(',')):
     paths = [pattern] if os.path.isfile(pattern) else sorted(filter(os.path.isfile, glob.glob(pattern)))
     if not paths:
-      raise InputError(f'{pattern!r}: no such file; check --input')
+      what = 'a directory; name its files' if os.path.isdir(pattern) else 'no such file; check --input'
+      raise InputError(f'{pattern!r}: {what}')
     for path in paths:
       first_row, first_line = _first_line(path)
       chosen = _guess(path, first_line) if format_name == 'auto' else format_name
@@ -125,7 +129,7 @@ def scan(source: Source, names: Mapping[str, str]) -> pl.LazyFrame:
   optional = _OPTIONAL.get(source.format, set()) - names.keys()
   for role in sorted(wanted.keys() - found.keys() - optional):
     raise InputError(f'{source.path}: row {source.first_row}: no column {wanted[role]!r} among '
-                     f'{", ".join([*column][:12])[:200]!r}; say --{role}=NAME'
+                     f'{", ".join([*column][:12])[:200]!r}; say --{_FLAG.get(role, role)}=NAME'
                      + ('; is its delimiter the right one?' if len(column) == 1 else ''))
   if source.format != 'parquet':
     ids = pl.concat_str(found['user'], found['item'], ignore_nulls=True)
@@ -186,7 +190,7 @@ def _roles(source: Source, names: Mapping[str, str]) -> dict[str, str]:
   for role, name in wanted.items():
     if not name:
       line = f': {source.first_line[:200]!r}' if source.first_line else ''
-      raise InputError(f'{source.path}: say --{role}=NAME, one of its columns{line}')
+      raise InputError(f'{source.path}: say --{_FLAG.get(role, role)}=NAME, one of its columns{line}')
   return wanted
 
 
@@ -203,7 +207,7 @@ def _columns(source: Source, wanted: list[str]) -> _Columns:
     return table.rename(position).with_row_index('row', offset=1), column, {}
   if source.format == 'jsonl':
     match = pl.col('line').str.json_path_match
-    column = {name: match(f'$[{json.dumps(name)}]') for name in wanted}
+    column = {name: match(f'$[{json.dumps(name, ensure_ascii=False)}]') for name in wanted}
     return _lines(source.path), column, {'json': match('$').is_null()}
   if source.format == 'movielens' and '::' in source.first_line:
     cells = pl.col('line').str.split('::')

@@ -140,12 +140,17 @@ def written_aside(output: str | os.PathLike[str]) -> Iterator[str]:
   """A temporary sibling directory that takes the place of `output` when the block succeeds.
 
   Raises:
-    InputError: `output` exists and is neither an empty directory nor a prepared data set.
+    InputError: `output` exists and is neither an empty directory nor a prepared data set alone.
   """
-  output = os.path.abspath(output)
+  output = os.path.realpath(output)
   empty = os.path.isdir(output) and not os.listdir(output)
   if os.path.exists(output) and not empty and not is_prepared(output):
     raise InputError(f'{output}: is there and no whole data set; remove it or choose another place')
+  if is_prepared(output):
+    own = {*_read_meta(output)['files'], 'meta.json', 'text.npy', 'audit.json'}
+    if foreign := sorted({*os.listdir(output)} - own):
+      raise InputError(f'{output}: holds {foreign[0]}, which is not of the data set and would be lost; '
+                       'move it away or choose another place')
   parent, name = os.path.split(output)
   os.makedirs(parent, exist_ok=True)
   aside = tempfile.mkdtemp(prefix=f'.{name}.', dir=parent)
