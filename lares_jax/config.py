@@ -55,9 +55,10 @@ class TrainConfig:
   optimizer: OptimizerConfig = OptimizerConfig()
 
   def __post_init__(self):
-    if self.log_every_steps < 1 or self.ema >= 1:
-      raise InputError(f'train.log_every_steps={self.log_every_steps}, .ema={self.ema}: use 1 or more, '
-                       'and less than 1')
+    if self.log_every_steps < 1:
+      raise InputError('train.log_every_steps=0: use 1 or more')
+    if self.ema >= 1:
+      raise InputError(f'train.ema={self.ema}: use less than 1')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,12 +32,10 @@ def front_door(main: Callable[[], Any]) -> None:
       if len(argv) > 1:
         raise InputError(f'unexpected argument {argv[1]!r}: every option is --name=value')
       return main()
-    except InputError as error:
-      return _say(error)
     except KeyboardInterrupt:
       print('stopped at once; what was saved stands', file=sys.stderr)
       return 128 + signal.SIGINT
-    except OSError as error:  # a full disk, a place that cannot be written
+    except (InputError, OSError) as error:  # the latter: a full disk, a place that cannot be written
       return _say(error)
     except Interrupted as stop:
       print(f'{stop}: saved; the same command goes on from here', file=sys.stderr)

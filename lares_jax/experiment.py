@@ -72,9 +72,9 @@ class Experiment:
     if config.model.fusion.name != 'none':
       mine['text'] = text.fingerprint(experiment.store, config.model.fusion.text_width)
     mine = json.loads(json.dumps(mine))  # tuples as lists, as they will be read back
-    here = {'path': '', 'cache': ''}  # each may find the data set where it likes
-    if processes.differ(json.dumps({**mine, 'store': '', 'config': {
-        **mine['config'], 'data': {**mine['config']['data'], **here}}}).encode()):
+    # Each process may find the data set where it likes.
+    shared = dataclasses.replace(config, data=dataclasses.replace(config.data, path='', cache=''))
+    if processes.differ(repr((shared, mine['data'], mine.get('text'))).encode()):
       raise InputError('the processes were started with different settings or data sets; give all '
                        'the same')
     file = experiment.workdir / 'config.json'

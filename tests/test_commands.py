@@ -24,7 +24,8 @@ def run(*arguments, text=''):
   (['lares_jax.main', '--config=configs/none.py', '--workdir=W'], 'configs/none.py'),
   (['lares_jax.main', '--config=configs/beauty.py:odd', '--workdir=W'], 'odd: use no variant'),
   ([*MAIN, '--workdir=gs://bucket/run'], 'a bucket has to be mounted'),
-  ([*MAIN, '--workdir=/proc/none', '--config.data.path='], '/proc/none'),
+  ([*MAIN, '--workdir=/proc/none', '--config.data.path=', '--config.data.cache=/proc/none'],
+   '/proc/none'),
   (['lares_jax.evaluate', '--workdir=no/such/run'], 'no config.json there'),
 ), ids=lambda x: x if isinstance(x, str) else '')
 def test_one_line_and_exit_code_1(tmp_path, arguments, said):

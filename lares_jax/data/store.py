@@ -144,10 +144,12 @@ def written_aside(output: str | os.PathLike[str]) -> Iterator[str]:
   """
   output = os.path.realpath(output)
   empty = os.path.isdir(output) and not os.listdir(output)
-  if os.path.exists(output) and not empty and not is_prepared(output):
-    raise InputError(f'{output}: is there and no whole data set; remove it or choose another place')
-  if is_prepared(output):
-    own = {*_read_meta(output)['files'], 'meta.json', 'text.npy', 'audit.json'}
+  if os.path.exists(output) and not empty:
+    try:
+      own = {*_read_meta(output)['files'], 'meta.json', 'text.npy'}
+    except InputError:
+      raise InputError(f'{output}: is there and no whole data set; remove it or choose another '
+                       'place') from None
     if foreign := sorted({*os.listdir(output)} - own):
       raise InputError(f'{output}: holds {foreign[0]}, which is not of the data set and would be lost; '
                        'move it away or choose another place')

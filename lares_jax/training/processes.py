@@ -20,8 +20,8 @@ from lares_jax.errors import InputError
 VARIABLE = 'LARES_PROCESSES'
 _HEARTBEAT = 60  # seconds without a sign of life after which a process counts as lost
 _PREPARING = 24 * 3600  # seconds that a process may let the others wait, as when it prepares a log
-_waits = itertools.count()
 _EVERY = 10  # steps between asking whether a signal has come
+_waits = itertools.count()  # every barrier has a name of its own
 
 
 @contextlib.contextmanager
@@ -45,13 +45,15 @@ def joined() -> Iterator[None]:
     yield
   except jax.errors.JaxRuntimeError as error:
     reason = str(error).strip().splitlines()[0]
-    print(f'error: process {jax.process_index()} of {jax.process_count()} stopped, most likely '
-          f'because another was lost ({reason}); start all again to go on from the last checkpoint',
-          file=sys.stderr, flush=True)
-    os._exit(1)  # the orderly way out would wait for the process that is gone
+    _end(f'process {jax.process_index()} of {jax.process_count()} stopped, most likely because '
+         f'another was lost ({reason}); start all again to go on from the last checkpoint')
   except InputError as error:
-    print(f'error: {error}', file=sys.stderr, flush=True)
-    os._exit(1)  # nor need the others be waited for
+    _end(str(error))
+
+
+def _end(why: str) -> None:
+  print(f'error: {why}', file=sys.stderr, flush=True)
+  os._exit(1)  # the orderly way out would wait for the others, of which one may be gone
 
 
 def _join(wanted: str) -> None:
