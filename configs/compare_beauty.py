@@ -56,6 +56,9 @@ for _name in (*BACKBONES, 'duorec'):  # scored as sasrec_direction is, too, with
   BASELINES[f'{_name}_direction'] = {**BASELINES[_name], **DIRECTION}
   if _name in TUNED:
     TUNED[f'{_name}_direction'] = TUNED[_name]
+# LARES over HSTU without its depth.
+BASELINES['hstu_aligned_direction'] = {**BASELINES['hstu_direction'], **DUOREC}
+TUNED['hstu_aligned_direction'] = TUNED['hstu']
 CONSTANT = {'depth.distribution': 'constant'}
 ABLATIONS = {
   'no_trajectory_alignment': {'pretrain.loss.alpha': 0.0},
@@ -158,7 +161,9 @@ def table(recipe, ablations: bool, more=()):
     runs['lares_hstu']['seeds'] = (0, 1, 2)  # the plug-in with alignments that a CPU can afford
     runs['lares_hstu_direction'] = {
       'config': _changed(recipe(''), {**BACKBONES['hstu'], **DIRECTION}),
-      'against': 'hstu_direction', 'seeds': (0,)}
+      'against': 'hstu_direction'}
+    runs['lares_hstu_direction_to_hstu_aligned_direction'] = {
+      'of': 'lares_hstu_direction', 'against': 'hstu_aligned_direction'}
     for name, changes in ABLATIONS.items():
       against = AGAINST.get(name, 'lares_quick')
       config = _changed(recipe('' if against == 'lares' else 'quick'), changes)

@@ -29,6 +29,11 @@ from lares_jax.training.optimizer import OptimizerConfig
 from lares_jax.training.sharding import MeshConfig
 
 PHASES = ('pretrain', 'select', 'posttrain')
+# Settings, by their last name, that 0 makes senseless.
+_ABOVE_ZERO = {
+  'width', 'heads', 'inner', 'distances', 'positions', 'core_blocks', 'text_width', 'experts',
+  'batch_rows', 'log_every_steps', 'eval_every_epochs', 'passes', 'tau', 'heat', 'tile', 'block',
+  'catalogue', 'k'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +60,6 @@ class TrainConfig:
   optimizer: OptimizerConfig = OptimizerConfig()
 
   def __post_init__(self):
-    if self.log_every_steps < 1:
-      raise InputError('train.log_every_steps=0: use 1 or more')
     if self.ema >= 1:
       raise InputError(f'train.ema={self.ema}: use less than 1')
 
@@ -230,4 +233,6 @@ def _value(value, hint, path: str):
     raise InputError(f'{path}={value}: use a finite number')
   if hint in (int, float) and value < 0 and '.prepare.' not in path:  # ratings may be negative
     raise InputError(f'{path}={value}: use 0 or more')
+  if hint in (int, float) and not value and path.split('.')[-1] in _ABOVE_ZERO:
+    raise InputError(f'{path}={value}: use more than 0')
   return value

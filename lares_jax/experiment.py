@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import polars as pl
 
 from lares_jax import config as config_lib
 from lares_jax import metrics
@@ -21,7 +22,7 @@ from lares_jax.data.batches import Clock, TrainBatches
 from lares_jax.data.rows import blank
 from lares_jax.data.store import Store, is_prepared
 from lares_jax.errors import InputError
-from lares_jax.files import read_json, write_json
+from lares_jax.files import read_json, write, write_json
 from lares_jax.model.lares import Lares
 from lares_jax.model.rearec import ReaRec
 from lares_jax.negatives import Popularity
@@ -50,6 +51,7 @@ class Experiment:
 
   config: Config
   workdir: pathlib.Path
+  trained_on: str = ''  # the fingerprint that its data set must have; of a run that is loaded
 
   @classmethod
   def start(cls, config: Config, workdir: str) -> 'Experiment':
@@ -98,8 +100,10 @@ class Experiment:
   def load(cls, workdir: str) -> 'Experiment':
     """The experiment that trained in `workdir`, on the devices that are here.
 
+    Its data set is looked for where something asks for it; `items` a finished run has itself.
+
     Raises:
-      InputError: there is none, or its data set has changed since.
+      InputError: there is none.
     """
     directory = pathlib.Path(workdir).absolute()
     file = directory / 'config.json'
@@ -111,19 +115,49 @@ class Experiment:
     data = config.data
     if is_prepared(content.get('store', '')):  # else it is found, or prepared again, from where it came
       data = dataclasses.replace(data, path=content['store'], prepare=PrepareOptions())
-    experiment = cls(dataclasses.replace(config, mesh=mesh, data=data), directory)
-    try:
-      store = experiment.store
-    except InputError as error:
-      raise InputError(f'{workdir}: its data set (item ids, counts) is not where it was: {error}; '
-                       'main with --config.data.path=PLACE tells the run where it is now') from None
-    if store.fingerprint != content['data']:
-      raise InputError(f'{store.directory}: not the data set that {workdir} was trained '
-                       'on, so its item numbers mean other items; prepare that one again')
-    return experiment
+    return cls(dataclasses.replace(config, mesh=mesh, data=data), directory, content['data'])
 
   @functools.cached_property
   def store(self) -> Store:
+    """The data set.
+
+    Raises:
+      InputError: it cannot be had, or is not the one that the run was trained on.
+    """
+    try:
+      store = self._prepared()
+    except InputError as error:
+      if not self.trained_on:
+        raise
+      raise InputError(f'{self.workdir}: its data set is not where it was: {error}; main with '
+                       '--config.data.path=PLACE tells the run where it is now') from None
+    if self.trained_on and store.fingerprint != self.trained_on:
+      raise InputError(f'{store.directory}: not the data set that {self.workdir} was trained on, so '
+                       'its item numbers mean other items; prepare that one again')
+    return store
+
+  @functools.cached_property
+  def items(self) -> pl.DataFrame:
+    """Raw `id` and `train_count` of each item, [V] rows: what a finished run keeps of its data set."""
+    file = self.workdir / 'items.arrow'
+    if not (self.trained_on and file.exists()):
+      return self.store.items
+    try:
+      return pl.read_ipc(file)
+    except (OSError, pl.exceptions.PolarsError):
+      raise InputError(f'{file} is damaged; copy the run again, or delete this where its data set '
+                       'still is') from None
+
+  @functools.cached_property
+  def num_items(self) -> int:
+    """V."""
+    return len(self.items)
+
+  def keep_items(self) -> None:
+    """Copies `items` into the workdir, which then recommends without the data set."""
+    write(self.workdir / 'items.arrow', pathlib.Path(self.store.directory, 'items.arrow').read_bytes())
+
+  def _prepared(self) -> Store:
     if not processes.first():
       processes.wait('data')  # the first process prepares it, once for all that see its disk
     data = self.config.data
@@ -158,11 +192,11 @@ class Experiment:
   def catalogue(self) -> Catalogue:
     c = self.config.catalogue
     popularity = None if c.loss == 'exact' else self.popularity
-    return Catalogue(c, self.store.num_items, self.mesh, popularity)
+    return Catalogue(c, self.num_items, self.mesh, popularity)
 
   @functools.cached_property
   def popularity(self) -> Popularity:
-    return Popularity.of(self.store.train_count_V)
+    return Popularity.of(self.items['train_count'].to_numpy())
 
   @functools.cached_property
   def evaluator(self) -> Evaluator:
@@ -213,7 +247,7 @@ class Experiment:
   def _trained(self, phase: str, start: str) -> Any:
     """The best parameters that phase one left in the workdir `start`, for a phase to start from."""
     other = Experiment.load(start)
-    if other.store.fingerprint != self.store.fingerprint:
+    if other.trained_on != self.store.fingerprint:
       raise InputError(f'{phase}.start={start} was trained on another data set')
     # Orbax would cut or fill arrays of another shape without a word.
     mine, theirs = (

@@ -58,7 +58,8 @@ class PrepareOptions:
   tie_break: str = _option('file_order', 'Column that orders interactions of equal time.')
   split: str = _option('leave_one_out', 'A log that comes split stays so under leave_one_out.',
                        'leave_one_out', 'global_time')
-  cuts: tuple[float, ...] = _option((), 'global_time: when validation begins and when test begins.')
+  cuts: tuple[float, ...] = _option(
+    (), 'global_time: when validation begins and when test begins; dates in seconds since 1970.')
   fractions: tuple[float, ...] = _option(
     (0.1, 0.1), 'global_time without cuts: shares of interactions in validation and test.')
   bad_rows: str = _option(
@@ -82,6 +83,8 @@ class PrepareOptions:
       raise InputError(f'--cuts={self.cuts}: give two times, the earlier first')
     if len(self.fractions) != 2 or min(self.fractions) < 0 or sum(self.fractions) >= 1:
       raise InputError(f'--fractions={self.fractions}: give two shares that leave some training')
+    if self.rating and self.min_rating is None:
+      raise InputError(f'--rating={self.rating}: ratings are read for --min_rating alone; give it, too')
     if self.cuts and self.split != 'global_time':
       raise InputError(f'--cuts={self.cuts}: only --split=global_time has cuts')
     if self.min_length < 3:

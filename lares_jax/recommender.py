@@ -68,7 +68,7 @@ class Recommender:
     """The model, phase and depth that the run in `workdir` chose on validation.
 
     Raises:
-      InputError: no finished run there, or its data set has changed since.
+      InputError: no finished run there.
     """
     return cls.of(Experiment.load(workdir))
 
@@ -84,10 +84,10 @@ class Recommender:
   @classmethod
   def at(cls, experiment: Experiment, params, depth: int) -> 'Recommender':
     """With parameters and a depth of the caller's."""
-    config, store = experiment.config, experiment.store
+    config, items = experiment.config, experiment.items
     return cls(experiment.model, params, experiment.catalogue, config.data,
                config.evaluate.batch_rows, config.evaluate.noise_seed, depth,
-               store.item_ids.to_list(), store.train_count_V, experiment.workdir)
+               items['id'].to_list(), items['train_count'].to_numpy(), experiment.workdir)
 
   def recommend(self, histories: Sequence[Sequence[str]], k: int = 10, depth: Depth = None,
                 exclude_history: bool = True) -> list[Recommendation]:

@@ -79,6 +79,7 @@ def finish(experiment: Experiment, seconds: float) -> dict:
     'seconds_this_start': seconds,
     'settings': {'phases': c.phases, 'evaluate': dataclasses.asdict(c.evaluate)},
   }
+  experiment.keep_items()
   write_json(experiment.workdir / 'result.json', result)
   processes.wait('result')
   print(report.depth_table(by_depth['test'], depth, f'test, history {c.evaluate.history}'))

@@ -34,9 +34,6 @@ class CatalogueConfig:
   kernel: Kernel = 'auto'  # auto: plain XLA, until a kernel is shown to win
 
   def __post_init__(self):
-    if self.tau <= 0 or min(self.tile, self.block) < 1:
-      raise InputError(f'catalogue.tau={self.tau}, .tile={self.tile}, .block={self.block}: use numbers '
-                       'above 0')
     if self.loss == 'gbce' and not self.sample.uniform:
       raise InputError('catalogue.loss=gbce: its negatives are uniform; set catalogue.sample.uniform')
 

@@ -64,7 +64,7 @@ def test_text_with_named_columns(tmp_path, name, text):
 def test_parquet_with_any_type_of_id_and_time(tmp_path):
   path = str(tmp_path / 'log.parquet')
   table = pl.DataFrame(ROWS, schema=[*NAMES.values()], orient='row')
-  for when in (pl.Int32, pl.UInt64, pl.Float64, pl.Datetime('ms')):
+  for when in (pl.Int32, pl.UInt64, pl.Float64):
     table.with_columns(pl.col('when').cast(when), row=0, fault=1).write_parquet(path)
     assert load(path, NAMES)[0] == in_order(ROWS), f'times of type {when}'
   table.with_columns(pl.col('who', 'what').cast(pl.Categorical)).write_parquet(path)
@@ -73,12 +73,26 @@ def test_parquet_with_any_type_of_id_and_time(tmp_path):
   assert load(path, NAMES)[0] == [('9', '0', 1), ('10', str(2**63 - 1), 1)]
 
 
+def test_parquet_times_of_several_units(tmp_path):
+  table = pl.DataFrame(ROWS, schema=[*NAMES.values()], orient='row')
+  halves = [table[:2], table[2:]]
+  for name, half, unit, scale in (('a', halves[0], 'ms', 10**3), ('b', halves[1], 'ns', 10**9)):
+    half.with_columns((pl.col('when') * scale).cast(pl.Datetime(unit))).write_parquet(
+      tmp_path / f'{name}.parquet')
+  assert load(str(tmp_path / '*.parquet'), NAMES)[0] == in_order(ROWS)
+  days = table.with_columns(pl.col('when').cast(pl.Int32).cast(pl.Date))
+  days.write_parquet(tmp_path / 'days.parquet')
+  in_seconds = [(user, item, time * 86_400) for user, item, time in in_order(ROWS)]
+  assert load(str(tmp_path / 'days.parquet'), NAMES)[0] == in_seconds
+
+
 def test_the_formats_with_names_of_their_own(tmp_path):
   rows = [('1', '10', 5), ('1', '11', 6), ('2', '10', 7)]
   recbole = 'user_id:token\titem_id:token\trating:float\ttimestamp:float\n'
   for name, header, line in [
     ('ml.inter', recbole, '{}\t{}\t3\t{}'),
     ('ratings.dat', '', '{}::{}::3::{}'),
+    ('u.data', '', '{}\t{}\t3\t{}'),
     ('ratings.csv', 'userId,movieId,rating,timestamp\n', '{},{},3.5,{}'),
     ('Video_Games.csv', 'user_id,parent_asin,rating,timestamp\n', '{},{},5.0,{}'),
   ]:
@@ -198,6 +212,8 @@ def test_a_faulty_file_is_told(tmp_path, name, text, said):
   ('name', 'text', 'said'),
   [
     ('beauty.txt', '1 2 3\n2\n', 'row 2: a user without items'),
+    ('u.txt', '196 242 3 881250949\n186 302 3 891717742\n196 377 1 878887116\n',
+     'row 3: its user has a row before'),
     ('beauty.txt', '1 2 3\n2 4  5\n', 'row 2: a gap in the item list'),
     ('beauty.txt', '1 2 3\n2 4 x5\n', 'row 2: ids of this format are integers'),
     ('beauty.txt', '1 2 3\n2,4,5\n', 'row 2: ids of this format are integers'),

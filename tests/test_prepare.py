@@ -341,7 +341,8 @@ def test_facts_of_ml_100k(tmp_path):
   [({'format': 'xlsx'}, 'choose one of auto, s3rec'), ({'split': 'random'}, 'leave_one_out'),
    ({'cuts': (5,)}, 'two times'), ({'cuts': (5, 4)}, 'two times'),
    ({'cuts': ('5', 'six')}, '--cuts=5,six: not numbers'), ({'max_history': -1}, 'use 0 or more'),
-   ({'fractions': (0.5, 0.5)}, 'two shares'), ({'min_length': 2}, 'needs 3')])
+   ({'fractions': (0.5, 0.5)}, 'two shares'), ({'min_length': 2}, 'needs 3'),
+   ({'rating': 'stars'}, 'ratings are read for --min_rating alone')])
 def test_options_are_checked(wrong, said):
   with pytest.raises(InputError, match=said):
     PrepareOptions(**wrong)

@@ -7,6 +7,7 @@ import importlib.util
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import types
@@ -47,8 +48,8 @@ def run(tmp_path_factory):
   write_json(workdir / 'result.json', {
     'fingerprint': store.fingerprint, 'phase': 'pretrain', 'depth': 2,
     'test_at_depth': metrics.summary(rank_1xM[0])})
-  return types.SimpleNamespace(workdir=str(workdir), store=store, rank_M=rank_1xM[0],
-                               recommender=Recommender.load(str(workdir)))
+  return types.SimpleNamespace(workdir=str(workdir), store=store, experiment=experiment,
+                               rank_M=rank_1xM[0], recommender=Recommender.load(str(workdir)))
 
 
 @pytest.fixture(scope='module')
@@ -211,14 +212,22 @@ def test_bad_arguments_are_named(run, call, message):
     call(run.recommender)
 
 
-def test_changed_data_is_refused(run, tmp_path):
+def test_a_run_recommends_without_its_data_set(run, tmp_path):
   workdir = tmp_path / 'workdir'
-  workdir.mkdir()
-  for name in ('config.json', 'result.json'):
-    with open(os.path.join(run.workdir, name), encoding='utf-8') as file:
-      text = file.read()
-    (workdir / name).write_text(text.replace(run.store.fingerprint, 'other'), encoding='utf-8')
+  shutil.copytree(run.workdir, workdir)
+  text = (workdir / 'config.json').read_text().replace(run.store.fingerprint, 'other')
+  (workdir / 'config.json').write_text(text)
   with pytest.raises(InputError, match='item numbers'):
+    Recommender.load(str(workdir))
+  run.experiment.keep_items()
+  shutil.copy(os.path.join(run.workdir, 'items.arrow'), workdir)
+  histories, _ = raw_histories(run.store)
+  ours = Recommender.load(str(workdir)).recommend(histories, k=3)
+  assert ours == run.recommender.recommend(histories, k=3)
+  with pytest.raises(InputError, match='item numbers'):
+    _ = Experiment.load(str(workdir)).store
+  (workdir / 'items.arrow').write_bytes(b'ARROW1')
+  with pytest.raises(InputError, match=r'items\.arrow is damaged'):
     Recommender.load(str(workdir))
 
 

@@ -49,6 +49,9 @@ def test_a_run_leaves_what_it_promises(finished):
   assert set(result['test']) == {'1', '2', '4'}
   assert result['phase'] in ('pretrain', 'posttrain') and result['depth'] in (1, 2, 4)
   assert result['fingerprint'] == finished.store.fingerprint and result['seed'] == 0
+  store = finished.store
+  assert (finished.workdir / 'items.arrow').read_bytes() == pathlib.Path(
+    store.directory, 'items.arrow').read_bytes(), 'recommend must do without the data set'
   best = max(result['validation'].values(), key=lambda m: m['ndcg@10'])
   assert result['validation'][str(result['depth'])] == best, 'depth is chosen on validation'
   lines = [json.loads(line) for line in (finished.workdir / 'metrics.jsonl').open()]
@@ -106,7 +109,7 @@ def test_a_run_whose_data_set_changed_is_refused(finished, tmp_path):
   content['data'] = 'another'
   (tmp_path / 'config.json').write_text(json.dumps(content))
   with pytest.raises(InputError, match='not the data set'):
-    Experiment.load(str(tmp_path))
+    _ = Experiment.load(str(tmp_path)).store
 
 
 @pytest.mark.parametrize('phase', ('pretrain', 'posttrain'))
@@ -322,8 +325,11 @@ def test_a_misspelt_key_names_the_nearest():
   ('seed', -1, r'config\.seed=-1: use 0 or more'),
   ('evaluate.depths', (1, -2), r'config\.evaluate\.depths\[1\]=-2: use 0 or more'),
   ('evaluate.depths', (1, 'two'), r"config\.evaluate\.depths\[1\]='two' is not of type int"),
-  ('evaluate.depths', (), 'at least 1 row and one depth'),
-  ('pretrain.train.log_every_steps', 0, 'log_every_steps=0: use 1 or more'),
+  ('evaluate.depths', (), r'evaluate\.depths=\(\): use at least one'),
+  ('pretrain.train.log_every_steps', 0, 'log_every_steps=0: use more than 0'),
+  ('catalogue.tau', 0.0, r'config\.catalogue\.tau=0\.0: use more than 0'),
+  ('model.backbone.width', 0, r'config\.model\.backbone\.width=0: use more than 0'),
+  ('model.core_blocks', 0, r'core_blocks=0: use more than 0'),
   ('pretrain.train.ema', 1.0, r'train\.ema=1\.0: use less than 1'),
   ('pretrain.train.optimizer.learning_rate', float('nan'), 'learning_rate=nan: use a finite number'),
   ('model.pre_dropout', 1.0, 'use at most 0.95'),

@@ -153,8 +153,6 @@ class TrainBatches:
 
   def __init__(self, store: Store, config: DataConfig, batch_rows: int, pairs: int, seed: int,
                kept_N: np.ndarray | None = None, clock: Clock = NO_TIMES):
-    if pairs < 0 or batch_rows < 1:
-      raise InputError(f'batch_rows={batch_rows} must be at least 1 and pairs={pairs} at least 0')
     packed = config.rows == 'packed'
     make = Windows.sliding if packed else Windows.prefixes
     self.windows = make(store, config.max_history)

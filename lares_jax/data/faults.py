@@ -15,6 +15,7 @@ _FAULTS = {  # of several, the first is told
   'gap': 'a gap in the item list (two spaces in a row)',
   'integer': 'ids of this format are integers, one space between them; here is something else',
   'alone': 'a user without items',
+  'again': 'its user has a row before; this format has one a user (is it a table without a header?)',
   'time': 'no time',
   'number': 'the time is neither a number nor a date such as 2024-05-31 12:00:00',
   'negative': 'the time is negative',
@@ -55,11 +56,16 @@ def typed(path: str, raw: pl.LazyFrame) -> pl.LazyFrame:
 
 
 def _type_time(kind: pl.DataType, columns: dict[str, pl.Expr], faults: dict[str, pl.Expr]) -> None:
+  if kind in (pl.Date, pl.Datetime):  # of whatever unit: seconds, as dates in text
+    moment = pl.col('time').dt.epoch('us')
+    columns |= {'time': moment // 10**6, 'micros': (moment % 10**6).cast(pl.Int32)}
+    faults |= {'time': moment.is_null(), 'negative': moment < 0}
+    return
   time = pl.col('time').str.strip_chars().replace('', None) if kind == pl.String else pl.col('time')
   faults['time'] = time.is_null()
   columns['time'] = time.cast(pl.Int64, strict=False)
   faults['negative'] = columns['time'] < 0
-  if not (kind.is_integer() or kind.is_temporal()):
+  if not kind.is_integer():
     number = time.cast(pl.Float64, strict=False)
     second, micros = number.floor(), ((number - number.floor()) * 1e6).round()
     faults['number'] = number.is_null() | ~number.is_finite()

@@ -92,7 +92,8 @@ def _guess(path: str, first_line: str) -> str:
     'jsonl': stem.endswith(('.jsonl', '.ndjson')) or first_line.startswith('{'),
     'recbole': stem.endswith('.inter') or ':token' in first_line,
     'amazon2023': first_line.startswith('user_id,parent_asin,'),
-    'movielens': '::' in first_line or first_line.startswith('userId,movieId,'),
+    'movielens': '::' in first_line or first_line.startswith('userId,movieId,')
+                 or re.fullmatch(r'\d+\t\d+\t[1-5]\t\d+\r?', first_line),  # u.data
     'csv': stem.endswith('.csv'),
     'tsv': stem.endswith('.tsv'),
     's3rec': re.fullmatch(r'\d+( +\d+)*\s*', first_line),
@@ -209,8 +210,8 @@ def _columns(source: Source, wanted: list[str]) -> _Columns:
     match = pl.col('line').str.json_path_match
     column = {name: match(f'$[{json.dumps(name, ensure_ascii=False)}]') for name in wanted}
     return _lines(source.path), column, {'json': match('$').is_null()}
-  if source.format == 'movielens' and '::' in source.first_line:
-    cells = pl.col('line').str.split('::')
+  if source.format == 'movielens' and not source.first_line.startswith('userId'):
+    cells = pl.col('line').str.split('::' if '::' in source.first_line else '\t')
     names = ('userId', 'movieId', 'rating', 'timestamp')
     column = {name: cells.list.get(k, null_on_oob=True) for k, name in enumerate(names)}
     return _lines(source.path), column, {'extra': cells.list.len() > len(names)}
@@ -241,6 +242,7 @@ def _scan_s3rec(path: str) -> pl.LazyFrame:
     'gap': line.str.contains('  ', literal=True),
     'integer': ~line.str.contains(r'^[0-9 ]+$'),
     'alone': ids.list.len() < 2,
+    'again': ~ids.list.first().is_first_distinct(),
   })
   items = pl.when(fault.is_null()).then(ids.list.slice(1)).otherwise(pl.lit(['']))
   return _lines(path).select('row', fault=fault, user=ids.list.first(), item=items).explode('item')

@@ -93,18 +93,19 @@ class Store:
     return _read_table(self.directory, 'users.arrow', self.num_users)['id']
 
   @functools.cached_property
-  def _items(self) -> pl.DataFrame:
+  def items(self) -> pl.DataFrame:
+    """Raw `id` and `train_count` of each item, [V] rows."""
     return _read_table(self.directory, 'items.arrow', self.num_items)
 
   @property
   def item_ids(self) -> pl.Series:
     """Raw ids, [V] strings."""
-    return self._items['id']
+    return self.items['id']
 
   @property
   def train_count_V(self) -> np.ndarray:
     """How often each item occurs in training, int64, falling."""
-    return self._items['train_count'].to_numpy()
+    return self.items['train_count'].to_numpy()
 
   def raw_histories(self, user_M: np.ndarray, end_M: np.ndarray) -> list[list[str]]:
     """What each user had before the interaction at `end`, as raw item ids, oldest first."""

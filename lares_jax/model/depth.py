@@ -5,8 +5,6 @@ from typing import Literal
 
 import numpy as np
 
-from lares_jax.errors import InputError
-
 Distribution = Literal['poisson_lognormal', 'poisson', 'poisson_bounded', 'uniform', 'constant']
 _SPREAD = 0.5  # s of the log-normal rate
 
@@ -17,10 +15,6 @@ class DepthConfig:
 
   mean: int = 4
   distribution: Distribution = 'poisson_lognormal'
-
-  def __post_init__(self):
-    if self.mean < 0:
-      raise InputError(f'depth.mean={self.mean}: use 0 (no reasoning) or more')
 
   @property
   def cap(self) -> int:

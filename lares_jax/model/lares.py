@@ -63,7 +63,7 @@ class ModelConfig:
   def __post_init__(self):
     if self.backbone.name not in LAYERS:
       raise InputError(f'model.backbone.name={self.backbone.name!r}: use one of {", ".join(LAYERS)}')
-    if self.backbone.heads < 1 or self.backbone.width % self.backbone.heads:
+    if self.backbone.width % self.backbone.heads:
       raise InputError(f'model.backbone.width={self.backbone.width} is not a multiple of '
                        f'heads={self.backbone.heads}')
     if self.backbone.times and self.backbone.name != 'hstu':
@@ -75,8 +75,6 @@ class ModelConfig:
     rates = (self.embed_dropout, self.pre_dropout, self.core_dropout)
     if max(rates) > MOST_DROPOUT:
       raise InputError(f'model dropout {max(rates)}: use at most {MOST_DROPOUT}')
-    if self.core_blocks < 1:
-      raise InputError(f'model.core_blocks={self.core_blocks}: use 1 (tied weights) or more')
 
   @property
   def causal(self) -> bool:

@@ -11,7 +11,6 @@ import optax
 from lares_jax.catalogue import Catalogue
 from lares_jax.data.batches import Batch
 from lares_jax.data.rows import Array
-from lares_jax.errors import InputError
 from lares_jax.model import depth
 from lares_jax.model.depth import DepthConfig
 from lares_jax.model.lares import Lares, at_places, initial_state
@@ -33,10 +32,6 @@ class PretrainConfig:
   tau: float = 1.0
   mask_same_target: bool = False  # leave out false negatives: other histories with the same target
   views: Literal['shared', 'separate'] = 'shared'  # whether the cross-entropy's forward is the first
-
-  def __post_init__(self):
-    if self.tau <= 0:
-      raise InputError(f'pretrain.loss.tau={self.tau}: use a number above 0')
 
   def aligns(self, mean_depth: int) -> bool:
     """Whether a batch needs partners.

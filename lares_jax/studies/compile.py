@@ -51,7 +51,7 @@ MEMORY = {'v4': 32, 'v5e': 16, 'v5p': 95, 'v6e': 32, 'h200': 141}  # GiB a chip
 def main() -> int:
   config = config_lib.of_flag(_CONFIG.value)
   devices, kind = topology(_TOPOLOGY.value, _SLICES.value)
-  experiment = Unbuilt(config, pathlib.Path(), _ITEMS.value, tuple(devices))
+  experiment = Unbuilt(config, pathlib.Path(), wanted_items=_ITEMS.value, devices=tuple(devices))
   shape = experiment.mesh.shape
   print(f'{_TOPOLOGY.value} x {_SLICES.value}: {len(devices)} chips, mesh data {shape["data"]} x '
         f'catalogue {shape["catalogue"]}; {experiment.catalogue.items:,} items in '
@@ -93,8 +93,12 @@ def topology(name: str, slices: int) -> tuple[list[Any], str]:
 class Unbuilt(Experiment):
   """An experiment of which only the shapes are wanted."""
 
-  items: int
-  devices: tuple[Any, ...]
+  wanted_items: int = 0  # 0: those of the data set
+  devices: tuple[Any, ...] = ()
+
+  @functools.cached_property
+  def num_items(self) -> int:
+    return self.wanted_items or Experiment(self.config, self.workdir).num_items
 
   @functools.cached_property
   def mesh(self) -> Mesh:
@@ -102,20 +106,19 @@ class Unbuilt(Experiment):
 
   @functools.cached_property
   def popularity(self) -> Popularity:
-    return Popularity.of(np.broadcast_to(1, self.store.num_items))
+    return Popularity.of(np.broadcast_to(1, self.num_items))
 
   @functools.cached_property
   def store(self) -> Store:
     """Enough users of `max_history` items each for a batch, over a catalogue of the wanted size."""
     c = self.config
-    items = self.items or Experiment(c, self.workdir).store.num_items
     length = c.data.max_history
     rows = max(c.pretrain.train.batch_rows, c.posttrain.train.batch_rows, c.evaluate.batch_rows)
     offsets = np.arange(rows * (c.data.length // length) + 1) * (length + 3)
     items_N = np.zeros(offsets[-1], np.int32)
     times_N = np.zeros(len(items_N), np.int64) if c.model.backbone.times else None
     return Store('', items_N, times_N, offsets, offsets[1:] - 2, offsets[1:] - 1,
-                 {'counts': {'items': items, 'users': len(offsets) - 1,
+                 {'counts': {'items': self.num_items, 'users': len(offsets) - 1,
                              'interactions': len(items_N)}, 'fingerprint': '', 'sources': []})
 
 

@@ -30,9 +30,8 @@ class EvaluationConfig:
   noise_seed: int = 0  # of Z_0; the spread over draws is reported by `evaluate --draws`
 
   def __post_init__(self):
-    if self.batch_rows < 1 or not self.depths:
-      raise InputError(f'evaluate.batch_rows={self.batch_rows}, evaluate.depths={self.depths}: use at '
-                       'least 1 row and one depth')
+    if not self.depths:
+      raise InputError('evaluate.depths=(): use at least one')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
