@@ -71,6 +71,9 @@ def compare(plan: Plan, experiments: Mapping[str, Sequence[Experiment]]) -> list
   for history in HISTORIES:
     scores = {name: _scores(runs, plan.runs[name].phase, history)
               for name, runs in experiments.items()}
+    # Rows that look at another's runs again add nothing.
+    spread = significance.pooled(by_key['ndcg@10'].mean(1) for name, by_key in scores.items()
+                                 if plan.source(name) == name)
     block = []
     for name, runs in experiments.items():
       line = {'run': name, 'history': history, 'seeds': len(runs)}
@@ -78,7 +81,7 @@ def compare(plan: Plan, experiments: Mapping[str, Sequence[Experiment]]) -> list
         mean_S = value_SxM.mean(1)
         line[key] = float(mean_S.mean())
         line[f'{key}_std'] = float(mean_S.std(ddof=1)) if len(runs) > 1 else None
-      block.append({**line, **cost[name], **_difference(plan, name, scores)})
+      block.append({**line, **cost[name], **_difference(plan, name, scores, spread)})
       bar.update()
     block.append(_popularity(experiments[plan.reference][0], history))
     tested = [line for line in block if 'p' in line]
@@ -120,12 +123,13 @@ def _scores(runs: Sequence[Experiment], phase: str, history: str) -> dict[str, n
   return {key: np.stack([values[key] for values in by_seed]) for key in report.SHORT}
 
 
-def _difference(plan: Plan, name: str, scores) -> dict[str, Any]:
+def _difference(plan: Plan, name: str, scores, spread: significance.Spread | None) -> dict[str, Any]:
   other = plan.against(name)
   if other == name:
     return {}
   mine, theirs = scores[name]['ndcg@10'], scores[other]['ndcg@10']
-  found = significance.difference(mine, theirs, same_runs=plan.source(name) == plan.source(other),
+  same = plan.source(name) == plan.source(other)
+  found = significance.difference(mine, theirs, same_runs=same, spread=None if same else spread,
                                   resamples=plan.resamples)
   relative = found.value / theirs.mean() if theirs.any() else None
   return {'against': other, 'difference': found.value, 'relative': relative, 'low': found.low,
@@ -187,7 +191,8 @@ def _markdown(lines: Sequence[Mapping[str, Any]], history: str) -> str:
   return (f'Test, history {history}; mean ± standard deviation over seeds. Depth is chosen on '
           'validation, which is shown at depth.mean, as training watches it; both by the '
           'evaluate.history of each row. Own above: how many of the user\'s own items stand above the '
-          'target, where it ranks within ten once they are out.\n\n'
+          'target, where it ranks within ten once they are out. A row\'s only run is taken to vary as '
+          'the runs of all rows that have several, pooled.\n\n'
           f'{report.table(head, cells)}')
 
 

@@ -13,17 +13,26 @@ variances of two kinds of error are added up:
   not enough: where seeds matter most it finds p < .01 in every tenth case of no difference at all.
 
 The share that both hold (how a user's gain depends on the run) is not taken off again, which errs on
-the safe side. A side's only run is taken to vary as those of the other side do. One run each says
-nothing about seeds: then the interval speaks of users alone, too short for a claim about a method.
+the safe side. A side's only run says nothing about seeds. It is taken to vary as `spread` says, such
+as the runs of all rows of a table, pooled; or else as those of the other side, which may lie close
+together by luck. With neither the interval speaks of users alone, too short for a claim about a method.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
 
 _BATCH = 64  # resamples at once: this many copies of the users are held
+
+
+class Spread(NamedTuple):
+  """How runs that differ in their seed alone vary."""
+
+  variance: float
+  freedom: int  # degrees of freedom that it is known with
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,14 +45,16 @@ class Difference:
   p: float
 
 
-def difference(mine_SxM: np.ndarray, other_RxM: np.ndarray, *, same_runs: bool = False, seed: int = 0,
-               resamples: int = 1999, confidence: float = 0.95) -> Difference:
+def difference(mine_SxM: np.ndarray, other_RxM: np.ndarray, *, same_runs: bool = False,
+               spread: Spread | None = None, seed: int = 0, resamples: int = 1999,
+               confidence: float = 0.95) -> Difference:
   """Compares a metric of S runs with that of R other runs on the same M targets.
 
   Args:
     mine_SxM: the metric of each run (seed) for each target, such as NDCG@10.
     other_RxM: the same of the other side, targets in the same order.
     same_runs: run s of both sides shares its training (S = R), so that only their gap has an error.
+    spread: how a side's only run varies, where others can tell.
     seed: of the resampling.
     resamples: how many.
     confidence: of the interval.
@@ -54,7 +65,7 @@ def difference(mine_SxM: np.ndarray, other_RxM: np.ndarray, *, same_runs: bool =
   users = stats.bootstrap((gain_M,), np.mean, n_resamples=resamples, batch=_BATCH,
                           method='percentile', rng=np.random.default_rng(seed))
   sides = [mine_SxM - other_RxM] if same_runs else [mine_SxM, other_RxM]
-  runs = _over_runs([side.mean(1) for side in sides])
+  runs = _over_runs([side.mean(1) for side in sides], spread)
   variance = users.standard_error**2 + sum(v for v, _ in runs)
   doubt = sum(v**2 / freedom for v, freedom in runs)
   freedom = variance**2 / doubt if doubt else np.inf
@@ -66,13 +77,26 @@ def difference(mine_SxM: np.ndarray, other_RxM: np.ndarray, *, same_runs: bool =
   return Difference(value, float(value - reach), float(value + reach), float(p))
 
 
-def _over_runs(means: Sequence[np.ndarray]) -> list[tuple[float, int]]:
-  """Variances that add up to that of the sides' means, each with its degrees of freedom."""
-  known = [mean_S for mean_S in means if len(mean_S) > 1]  # one run has no spread
-  if len(known) == 1:
-    shared = known[0].var(ddof=1)
-    return [(float(shared * sum(1 / len(mean_S) for mean_S in means)), len(known[0]) - 1)]
-  return [(float(mean_S.var(ddof=1) / len(mean_S)), len(mean_S) - 1) for mean_S in known]
+def pooled(means: Iterable[np.ndarray]) -> Spread | None:
+  """The spread that the runs of several rows, each about its own mean, show; None: no row has two."""
+  squares, freedom = 0.0, 0
+  for mean_S in means:
+    squares += float(((mean_S - mean_S.mean()) ** 2).sum())
+    freedom += len(mean_S) - 1
+  return Spread(squares / freedom, freedom) if freedom else None
+
+
+def _over_runs(means: Sequence[np.ndarray], spread: Spread | None) -> list[Spread]:
+  """Variances that add up to that of the sides' means."""
+  known = [mean_S for mean_S in means if len(mean_S) > 1]
+  alone = len(means) - len(known)
+  out = [Spread(float(mean_S.var(ddof=1) / len(mean_S)), len(mean_S) - 1) for mean_S in known]
+  if alone and spread:
+    return [*out, Spread(alone * spread.variance, spread.freedom)]
+  if alone and known:
+    (side,) = out
+    return [side._replace(variance=side.variance * (1 + len(known[0])))]
+  return out
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -79,6 +79,25 @@ def test_an_only_run_is_as_uncertain_as_one_of_the_other_side(runs):
   assert significance.difference(other, mine, resamples=99).p == pytest.approx(exact, rel=1e-6)
 
 
+def test_an_only_run_varies_as_the_rows_together_where_they_can_tell():
+  """Two runs that lie close together by luck do not make a third, of another row, sure."""
+  rng = np.random.default_rng(4)
+  rows = [rng.standard_normal(3) + n for n in range(5)]
+  spread = significance.pooled([*rows, np.ones(1)])
+  one_way = stats.f_oneway(*rows)  # its error term is the pooled variance
+  between = sum(3 * (row.mean() - np.mean(rows)) ** 2 for row in rows) / 4
+  assert spread.freedom == 10 and between / spread.variance == pytest.approx(one_way.statistic)
+  close = np.repeat([[0.0], [1e-6]], 20, axis=1)
+  mine = np.full((1, 20), 1.0)
+  exact = 2 * stats.t.sf(1 / np.sqrt(spread.variance), 10)
+  assert significance.difference(mine, close, resamples=99).p < 1e-3
+  found = significance.difference(mine, close, spread=spread, resamples=99)
+  assert found.p == pytest.approx(exact, rel=1e-3) and found.p > 0.1
+  both = significance.difference(mine, close[:1], spread=spread, resamples=99)
+  assert both.p == pytest.approx(2 * stats.t.sf(1 / np.sqrt(2 * spread.variance), 10), rel=1e-6)
+  assert significance.pooled([np.ones(1)]) is None
+
+
 def test_runs_that_share_their_training_are_drawn_together():
   rng = np.random.default_rng(0)
   start = np.repeat(rng.standard_normal((3, 1)), 200, axis=1) + 0.01 * rng.standard_normal((3, 200))
