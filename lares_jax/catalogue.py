@@ -84,8 +84,8 @@ class Catalogue:
       sampled = key is not None and self.config.loss != 'exact'
       if sampled or not self.keeps:
         logprob_M = self.likelihood(query_MxD, target_M, real_M, table_RxD, key).logprob_M
-        logprob_M = jnp.where(real_M, logprob_M, 0.0)
-        return _sum(function, logprob_M, real_M, with_M), jax.lax.stop_gradient(logprob_M)
+        total, logprob_M = _sum(function, logprob_M, real_M, with_M)
+        return total, jax.lax.stop_gradient(logprob_M)
       return _total(self, function, query_MxD, target_M, real_M, table_RxD, with_M)
 
   def ranks(self, query_MxD, target_M, real_M, table_RxD, hidden_MxH=None) -> jax.Array:
@@ -96,11 +96,11 @@ class Catalogue:
     cannot be recommended, so it is last.
     """
 
-    def of_share(share, total, query_MxD, target_M, real_M, hidden_MxH):
+    def of_share(share, over_shares, query_MxD, target_M, real_M, hidden_MxH):
       item_MxD = share.lookup(target_M)
-      score_M = total(pair_scores(query_MxD, item_MxD, self.config))
-      slack_M = total(tie_slack(query_MxD, item_MxD, self.config))
-      rank_M = total(kernels.count_above(
+      score_M = over_shares(pair_scores(query_MxD, item_MxD, self.config))
+      slack_M = over_shares(tie_slack(query_MxD, item_MxD, self.config))
+      rank_M = over_shares(kernels.count_above(
         share, query_MxD, real_M, target_M, score_M - slack_M, score_M + slack_M, hidden_MxH))
       if hidden_MxH is not None:
         last_M = (hidden_MxH == target_M[:, None]).any(axis=1)
@@ -116,8 +116,8 @@ class Catalogue:
     Where fewer than k items are left after `hidden_MxH`, the score is -inf and the id -1.
     """
 
-    def of_share(share, total, query_MxD, real_M, hidden_MxH):
-      del total
+    def of_share(share, over_shares, query_MxD, real_M, hidden_MxH):
+      del over_shares
       own = share_lib.best(share, query_MxD, real_M, k, hidden_MxH)
       if not self._spread:
         return own, None
@@ -188,17 +188,17 @@ class Catalogue:
     return Share(table_RxD, first, self.items, self.config)
 
   def _on_devices(self, function, table_RxD, query_XxMxD, *others):
-    """Runs `function(share, total, queries, *others)` on every device, for its rows and queries.
+    """Runs `function(share, over_shares, queries, *others)` on every device, for its rows and queries.
 
-    `total` sums over the shares. The function gets [M, ..] arrays, all axes before M merged into
-    it, and returns what belongs to the queries and what belongs to the table's rows, or None. Of the
-    others, too, some may be None.
+    `over_shares` adds up what each share gives. The function gets [M, ..] arrays, all axes before M
+    merged into it, and returns what belongs to the queries and what belongs to the table's rows, or
+    None. Of the others, too, some may be None.
     """
 
-    def one(share, total, query_XxMxD, *others):
+    def one(share, over_shares, query_XxMxD, *others):
       lead = query_XxMxD.shape[:-1]
       flat = lambda x: x.reshape(math.prod(lead), *x.shape[len(lead):])
-      of_queries, of_rows = function(share, total, *jax.tree.map(flat, (query_XxMxD, *others)))
+      of_queries, of_rows = function(share, over_shares, *jax.tree.map(flat, (query_XxMxD, *others)))
       return jax.tree.map(lambda x: x.reshape(*lead, *x.shape[1:]), of_queries), of_rows
 
     if not self._spread:
@@ -206,8 +206,8 @@ class Catalogue:
       return one(share, lambda x: x, query_XxMxD, *others)
 
     def on_device(table_RxD, *queries):
-      total = lambda x: jax.lax.psum(x, 'catalogue')
-      of_queries, of_rows = one(self._share(table_RxD), total, *queries)
+      over_shares = lambda x: jax.lax.psum(x, 'catalogue')
+      of_queries, of_rows = one(self._share(table_RxD), over_shares, *queries)
       return of_queries, jax.lax.psum(of_rows, 'data' if axis else ())
 
     axis = self._data_axis(query_XxMxD.shape[-2])
@@ -220,12 +220,12 @@ class Catalogue:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _likelihood(catalogue: Catalogue, query_MxD, target_M, real_M, table_RxD) -> Likelihood:
-  def of_share(share, total, query_MxD, target_M, real_M):
+  def of_share(share, over_shares, query_MxD, target_M, real_M):
     lse_M, score_M = kernels.likelihood(share, query_MxD, target_M, real_M)
     if catalogue._spread:
       high_M = jax.lax.pmax(lse_M, 'catalogue')
-      lse_M = high_M + jnp.log(total(jnp.exp(lse_M - high_M)))
-    return Likelihood(lse_M, total(score_M)), None
+      lse_M = high_M + jnp.log(over_shares(jnp.exp(lse_M - high_M)))
+    return Likelihood(lse_M, over_shares(score_M)), None
 
   return catalogue._on_devices(of_share, table_RxD, query_MxD, target_M, real_M)[0]
 
@@ -238,10 +238,10 @@ def _likelihood_forward(catalogue, query_MxD, target_M, real_M, table_RxD):
 def _likelihood_backward(catalogue, saved, grads):
   query_MxD, target_M, real_M, table_RxD, lse_M = saved
 
-  def of_share(share, total, query_MxD, target_M, real_M, lse_M, g_lse_M, g_target_M):
+  def of_share(share, over_shares, query_MxD, target_M, real_M, lse_M, g_lse_M, g_target_M):
     d_query_MxD, d_table_RxD = kernels.gradients(
       share, query_MxD, target_M, real_M, lse_M, g_lse_M, g_target_M)
-    return total(d_query_MxD), d_table_RxD
+    return over_shares(d_query_MxD), d_table_RxD
 
   with jax.named_scope('catalogue_backward'):
     grads = [jnp.where(real_M, g, 0.0) for g in grads]
@@ -253,29 +253,29 @@ def _likelihood_backward(catalogue, saved, grads):
 _likelihood.defvjp(_likelihood_forward, _likelihood_backward)
 
 
-def _sum(function, logprob_M, real_M, with_M) -> jax.Array:
-  return jnp.where(real_M, function(logprob_M, *with_M), 0.0).sum()
+def _sum(function, logprob_M, real_M, with_M) -> tuple[jax.Array, jax.Array]:
+  logprob_M = jnp.where(real_M, logprob_M, 0.0)
+  return jnp.where(real_M, function(logprob_M, *with_M), 0.0).sum(), logprob_M
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _total(catalogue: Catalogue, function, query_MxD, target_M, real_M, table_RxD, with_M):
   logprob_M = _likelihood(catalogue, query_MxD, target_M, real_M, table_RxD).logprob_M
-  logprob_M = jnp.where(real_M, logprob_M, 0.0)
-  return _sum(function, logprob_M, real_M, with_M), logprob_M
+  return _sum(function, logprob_M, real_M, with_M)
 
 
 def _total_forward(catalogue, function, query_MxD, target_M, real_M, table_RxD, with_M):
   """With the gradients, while the scores are at hand."""
 
-  def of_share(share, total, query_MxD, target_M, real_M, *with_M):
-    del total  # the share is the whole catalogue
+  def of_share(share, over_shares, query_MxD, target_M, real_M, *with_M):
+    del over_shares  # the share is the whole catalogue
     logprob_M, d_query_MxD, d_table_RxD = share_lib.objective(
       share, function, query_MxD, target_M, real_M, with_M)
     return (logprob_M, d_query_MxD), d_table_RxD
 
   (logprob_M, d_query_MxD), d_table_RxD = catalogue._on_devices(
     of_share, table_RxD, query_MxD, target_M, real_M, *with_M)
-  return (_sum(function, logprob_M, real_M, with_M), logprob_M), (d_query_MxD, d_table_RxD)
+  return _sum(function, logprob_M, real_M, with_M), (d_query_MxD, d_table_RxD)
 
 
 def _total_backward(catalogue, function, saved, grads):

@@ -89,11 +89,6 @@ class PosttrainPhase:
   dropout: float = 0.1  # of the core-block; and of embedding and pre-block below
   outer_dropout: float = 0.1  # and of text; 0 runs the pre-block once a history, not once a rollout
 
-  def __post_init__(self):
-    if max(self.dropout, self.outer_dropout) > MOST_DROPOUT:
-      raise InputError(f'posttrain.dropout={self.dropout}, .outer_dropout={self.outer_dropout}: use at '
-                       f'most {MOST_DROPOUT}')
-
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -226,7 +221,7 @@ def _value(value, hint, path: str):
     kind = typing.get_args(hint)[0]
     return tuple(_value(x, kind, f'{path}[{n}]') for n, x in enumerate(value))
   if hint is float and isinstance(value, int) and not isinstance(value, bool):
-    return float(value)
+    value = float(value)
   if not isinstance(value, hint):
     raise InputError(f'{path}={value!r} is not of type {hint.__name__}')
   if hint is float and not math.isfinite(value):
@@ -235,4 +230,6 @@ def _value(value, hint, path: str):
     raise InputError(f'{path}={value}: use 0 or more')
   if hint in (int, float) and not value and path.split('.')[-1] in _ABOVE_ZERO:
     raise InputError(f'{path}={value}: use more than 0')
+  if hint is float and path.endswith('dropout') and value > MOST_DROPOUT:
+    raise InputError(f'{path}={value}: use at most {MOST_DROPOUT}')
   return value

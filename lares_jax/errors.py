@@ -64,13 +64,13 @@ def _parsed(argv: list[str]) -> list[str]:
     return flags.FLAGS(argv)
   # A config file is read while flags are parsed, so its own faults come up here: no such file,
   # no such key, a value of another type.
-  except (flags.Error, InputError, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+  except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
     sys.exit(_say(error))
 
 
 def _say(error: Exception) -> int:
   lines = str(error).replace('\\n', '\n').replace("\\'", "'").strip().splitlines()
-  if any(line.startswith('Traceback') or 'Traceback (most' in line for line in lines):
+  if any('Traceback (most' in line for line in lines):
     lines = lines[-1:]  # a config file that raised: its own words are enough
   if isinstance(error, AttributeError):
     lines = ['the config has no key', *lines]

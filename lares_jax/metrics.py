@@ -3,6 +3,7 @@
 from typing import Literal, get_args
 
 import numpy as np
+from scipy import stats
 
 CUTOFFS = (5, 10, 20)
 Kind = Literal['recall', 'ndcg']
@@ -39,6 +40,4 @@ def summary(rank_M: np.ndarray) -> dict[str, float]:
 
 def popularity_ranks(count_V: np.ndarray, target_M: np.ndarray) -> np.ndarray:
   """Ranks of targets when items are ranked by how often they occur, ties counting half."""
-  rising_V = np.sort(count_V)
-  below_M, upto_M = (np.searchsorted(rising_V, count_V[target_M], side) for side in ('left', 'right'))
-  return len(count_V) - upto_M + (upto_M - below_M - 1) / 2
+  return stats.rankdata(-count_V)[target_M] - 1

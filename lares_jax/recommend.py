@@ -73,7 +73,7 @@ def run(recommender: Recommender, source: BinaryIO, sink: TextIO, *, batch: int,
   bar = tqdm.tqdm(unit=' users', desc='recommend', leave=False, disable=None)
   with bar:
     for taken in _batches(_lines(source), batch):
-      requests = [_parsed(line) for line in taken]
+      requests = [parse(line) for line in taken]
       good = [r for r in requests if isinstance(r, Request)]
       answers = iter(recommender.recommend([r.history for r in good], **options))
       for request in requests:
@@ -92,42 +92,31 @@ def run(recommender: Recommender, source: BinaryIO, sink: TextIO, *, batch: int,
           f'{popular:,} from popularity, {errors:,} errors')
 
 
-def parse(line: bytes) -> Request:
-  """What a line asks for.
-
-  Raises:
-    ValueError: it is not what the head of this file describes; the message says how.
-  """
+def parse(line: bytes) -> Request | str:
+  """What a line asks for; or why it is not what the head of this file describes."""
   if len(line) > MAX_LINE:
-    raise ValueError(f'longer than {MAX_LINE >> 20} MiB')
+    return f'longer than {MAX_LINE >> 20} MiB'
   try:
     content = json.loads(line.decode('utf-8'), parse_constant=_no_constant)
   except UnicodeDecodeError:
-    raise ValueError('not UTF-8') from None
+    return 'not UTF-8'
   except RecursionError:
-    raise ValueError('nested too deeply') from None
+    return 'nested too deeply'
   except ValueError as error:
-    raise ValueError(f'not JSON: {error}') from None
+    return f'not JSON: {error}'
   if isinstance(content, list):
     content = {'history': content}
   if not isinstance(content, dict) or 'history' not in content:
-    raise ValueError('neither a list of item ids nor an object with a "history"')
+    return 'neither a list of item ids nor an object with a "history"'
   user, history = content.get('user'), content['history']
   if not _is_id(user) and user is not None:
-    raise ValueError('"user" is neither a string nor a whole number')
+    return '"user" is neither a string nor a whole number'
   if not isinstance(history, list):
-    raise ValueError('"history" is not a list of item ids')
+    return '"history" is not a list of item ids'
   for n, item in enumerate(history):
     if not _is_id(item):
-      raise ValueError(f'"history"[{n}] is neither a string nor a whole number')
+      return f'"history"[{n}] is neither a string nor a whole number'
   return Request(user, [str(item) for item in history])
-
-
-def _parsed(line: bytes) -> Request | str:
-  try:
-    return parse(line)
-  except ValueError as error:
-    return str(error)
 
 
 def _is_id(value: object) -> bool:

@@ -48,8 +48,8 @@ class Recommender:
   """A trained model with the raw ids of its items. Open one with `Recommender.load`.
 
   A history is a sequence of raw item ids, oldest first; its last `data.max_history` known items
-  are read. A depth is the number of reasoning steps, 0 to 64; None is what validation chose, and
-  'adaptive' stops for each history by the rule that the depth study chose on validation.
+  are read. A depth is the number of reasoning steps (of LARES, 0 to 64); None is what validation chose,
+  and 'adaptive' stops for each history by the rule that the depth study chose on validation.
   """
 
   model: Lares
@@ -108,10 +108,9 @@ class Recommender:
     out: list[Recommendation] = []
     for known, unknown in self._chunks(histories):
       score_MxK, item_MxK = self._popular(len(known), k)
-      some = np.flatnonzero([len(items) > 0 for items in known])
-      query_SxD = self._encoded([known[m] for m in some], depth)
-      hidden = [np.unique(known[m]) if exclude_history else known[m][:0] for m in some]
-      score_MxK[some], item_MxK[some] = self._ranked(query_SxD, hidden, k)
+      query_MxD, some_S = self._encoded(known, depth)
+      hidden = [np.unique(known[m]) if exclude_history else known[m][:0] for m in some_S]
+      score_MxK[some_S], item_MxK[some_S] = self._ranked(query_MxD[some_S], hidden, k)
       for score_K, item_K, items, ids in zip(score_MxK.tolist(), item_MxK.tolist(), known, unknown):
         best = [(self.item_ids[i], s) for i, s in zip(item_K, score_K) if i >= 0]
         source = 'model' if len(items) else 'popularity'
@@ -127,10 +126,8 @@ class Recommender:
     depth = self.checked_depth(depth)
     parts = [np.zeros((0, self.model.config.backbone.width), np.float32)]
     for known, _ in self._chunks(histories):
-      parts.append(np.zeros((len(known), parts[0].shape[1]), np.float32))
-      some = np.flatnonzero([len(items) > 0 for items in known])
-      query_SxD = self._encoded([known[m] for m in some], depth)
-      parts[-1][some] = as_query(jnp.asarray(query_SxD), self.catalogue.config.similarity)
+      query_MxD, _ = self._encoded(known, depth)
+      parts.append(np.asarray(as_query(jnp.asarray(query_MxD), self.catalogue.config.similarity)))
     return np.concatenate(parts)
 
   def item_vectors(self) -> np.ndarray:
@@ -176,27 +173,28 @@ class Recommender:
         unknown.append(list(dict.fromkeys(i for i in raw if i not in number)))
       yield known, unknown
 
-  def _encoded(self, known: list[np.ndarray], depth: int | Rule) -> np.ndarray:
-    """User vectors [S, D] of histories of at least one item."""
-    read = [items[-self.data.max_history :] for items in known]
+  def _encoded(self, known: list[np.ndarray], depth: int | Rule) -> tuple[np.ndarray, np.ndarray]:
+    """User vectors [M, D], zeros where a history is empty, and which ones [S] are not."""
+    some_S = np.flatnonzero([len(items) > 0 for items in known])
+    read = [known[m][-self.data.max_history :] for m in some_S]
     length_S = np.array([len(items) for items in read], np.int64)
     start_S = np.cumsum(length_S) - length_S
     items_N = np.concatenate([np.zeros(0, np.int32), *read])
     plan = self.data.plan(length_S)
-    out_SxD = np.zeros((len(read), self.model.config.backbone.width), np.float32)
+    out_MxD = np.zeros((len(known), self.model.config.backbone.width), np.float32)
     for low in range(0, plan.rows, self.batch_rows):
       s = np.flatnonzero((plan.row_S >= low) & (plan.row_S < low + self.batch_rows))
       shape = (min(rounded_up(plan.rows - low, 4), self.batch_rows), self.data.length)
       row_s, place_s = plan.row_S[s] - low, plan.place_S[s]
       if isinstance(depth, Rule):
-        out_SxD[s], _ = adaptive.think(
+        out_MxD[some_S[s]], _ = adaptive.think(
           self.model, self.catalogue, self.params, self.noise_seed, depth, self.data,
           items_N, start_S[s], length_S[s], Plan(row_s, place_s, shape[0]))
         continue
       rows = fill(items_N, start_S[s], length_S[s], row_s, place_s, shape)
       state_BxLxD = encode(self.model, self.params, rows, self.noise_seed, depth)
-      out_SxD[s] = np.asarray(state_BxLxD)[row_s, place_s + length_S[s] - 1]
-    return out_SxD
+      out_MxD[some_S[s]] = np.asarray(state_BxLxD)[row_s, place_s + length_S[s] - 1]
+    return out_MxD, some_S
 
   def _ranked(self, query_SxD: np.ndarray, hidden: list[np.ndarray], k: int):
     """Scores and items [S, k] of the best not hidden; -inf and -1 where there are no more."""

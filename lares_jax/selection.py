@@ -1,4 +1,4 @@
-"""Between the phases: which training prompts can be rewarded at all (method.md section 5)."""
+"""Between the phases: which training prompts can be rewarded at all."""
 
 import numpy as np
 
@@ -40,9 +40,6 @@ def load(experiment: Experiment) -> np.ndarray | None:
   """
   file = experiment.workdir / 'prompts.npz'
   if not file.exists():
-    if (experiment.workdir / 'prompts.npy').exists():
-      raise InputError(f'{experiment.workdir}: its selection is of an earlier version; add select to '
-                       'phases, or choose another workdir')
     return None
   found = np.load(file)
   if tuple(found['settings']) != _settings(experiment):

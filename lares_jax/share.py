@@ -12,11 +12,8 @@ import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from lares_jax.scoring import CatalogueConfig, as_item, as_query, block_scores, pair_products, product
-
-_LOWEST = float(np.finfo(np.float32).min)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -124,14 +121,14 @@ def log_sum_exp(share: Share, query_MxD: jax.Array, real_M: jax.Array) -> jax.Ar
       sum_m = sum_m * jnp.exp(high_m - new_m) + jnp.exp(scores_mxK - new_m[:, None]).sum(axis=1)
       return new_m, sum_m
 
-    first = jnp.full(query_mxD.shape[0], _LOWEST), jnp.zeros(query_mxD.shape[0])
+    first = jnp.full(query_mxD.shape[0], jnp.finfo(jnp.float32).min), jnp.zeros(query_mxD.shape[0])
     high_m, sum_m = jax.lax.fori_loop(0, share.count, step, first)
     return None, high_m + jnp.log(sum_m)
 
   return _by_tile(of_tile, share.config.tile, real_M, (query_MxD,))[1]
 
 
-def gradients(share: Share, query_MxD, real_M, lse_M, g_M, d_table_RxD):
+def lse_gradients(share: Share, query_MxD, real_M, lse_M, g_M, d_table_RxD):
   """Gradients of sum(g * lse) by queries and rows, the latter added to `d_table_RxD`.
 
   `lse_M` is that of the whole catalogue, so each share's gradient is a part of the whole one.
@@ -157,7 +154,7 @@ def objective(share: Share, function, query_MxD, target_M, real_M, with_M):
   """Log-probabilities, and the gradients of the sum of function(logprob, *with) of all real queries.
 
   The share is to be the whole catalogue. A tile's scores are kept until its gradients are taken: a
-  quarter less products, and half of the exponentials, than by `log_sum_exp` and `gradients`.
+  quarter less products, and half of the exponentials, than by `log_sum_exp` and `lse_gradients`.
 
   Returns: logprob_M (0 where not real), d_query_MxD, d_table_RxD.
   """
@@ -170,14 +167,14 @@ def objective(share: Share, function, query_MxD, target_M, real_M, with_M):
     score_m = pair_products(query_mxD, own_mxD, config) / config.tau
     scores_mxR = times('md,rd->mr', query_mxD, item_RxD) / config.tau
     high_m = scores_mxR.max(axis=1)
-    share_mxR = jnp.exp(scores_mxR - high_m[:, None])
-    sum_m = share_mxR.sum(axis=1)
+    exp_mxR = jnp.exp(scores_mxR - high_m[:, None])
+    sum_m = exp_mxR.sum(axis=1)
     logprob_m = jnp.where(real_m, score_m - high_m - jnp.log(sum_m), 0.0)
     g_m = jax.grad(lambda logprob_m: function(logprob_m, *with_m).sum())(logprob_m)
     g_mx1 = jnp.where(real_m, g_m / config.tau, 0.0)[:, None]
     part_mx1 = g_mx1 / sum_m[:, None]  # scales queries, not their many scores
-    d_query_mxD = g_mx1 * own_mxD - part_mx1 * times('mr,rd->md', share_mxR, item_RxD)
-    d_item_RxD -= times('mr,md->rd', share_mxR, part_mx1 * query_mxD)
+    d_query_mxD = g_mx1 * own_mxD - part_mx1 * times('mr,rd->md', exp_mxR, item_RxD)
+    d_item_RxD -= times('mr,md->rd', exp_mxR, part_mx1 * query_mxD)
     return d_item_RxD, (logprob_m, d_query_mxD, g_mx1 * query_mxD)
 
   d_item_RxD, (logprob_M, d_query_MxD, d_own_MxD) = _by_tile(

@@ -37,7 +37,7 @@ class Spread(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-  """Mean of one side less the mean of the other, its interval and two-sided p-value."""
+  """Mean of one side less the mean of the other, its 95% interval and two-sided p-value."""
 
   value: float
   low: float
@@ -46,8 +46,8 @@ class Difference:
 
 
 def difference(mine_SxM: np.ndarray, other_RxM: np.ndarray, *, same_runs: bool = False,
-               spread: Spread | None = None, seed: int = 0, resamples: int = 1999,
-               confidence: float = 0.95) -> Difference:
+               spread: Spread | None = None, seed: int = 0,
+               resamples: int = 1999) -> Difference:
   """Compares a metric of S runs with that of R other runs on the same M targets.
 
   Args:
@@ -57,7 +57,6 @@ def difference(mine_SxM: np.ndarray, other_RxM: np.ndarray, *, same_runs: bool =
     spread: how a side's only run varies, where others can tell.
     seed: of the resampling.
     resamples: how many.
-    confidence: of the interval.
   """
   if mine_SxM.shape[1] != other_RxM.shape[1] or (same_runs and mine_SxM.shape != other_RxM.shape):
     raise ValueError(f'{mine_SxM.shape} and {other_RxM.shape} are not of the same targets and runs')
@@ -72,7 +71,7 @@ def difference(mine_SxM: np.ndarray, other_RxM: np.ndarray, *, same_runs: bool =
   value, error = float(gain_M.mean()), float(np.sqrt(variance))
   if not error:  # the same for every user and run
     return Difference(value, value, value, float(value == 0))
-  reach = error * stats.t.ppf((1 + confidence) / 2, freedom)
+  reach = error * stats.t.ppf(0.975, freedom)
   p = 2 * stats.t.sf(abs(value) / error, freedom)
   return Difference(value, float(value - reach), float(value + reach), float(p))
 

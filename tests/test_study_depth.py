@@ -16,14 +16,14 @@ import numpy as np
 import pytest
 import tiny
 
-from configs import depth_study
+from configs.depth_study import get_config
 from lares_jax import comparison, metrics
 from lares_jax.adaptive import CRITERIA, Rule
 from lares_jax.experiment import Experiment
 from lares_jax.files import read_json, write_json
 from lares_jax.model.backbone import BackboneConfig
 from lares_jax.recommender import Recommender
-from lares_jax.studies import cost, page, quality, scaling
+from lares_jax.studies import cost, depth_study, page, quality
 from lares_jax.training.checkpoint import Checkpoints
 
 DEPTHS, WIDTHS = [2, 4], [1, 2]
@@ -49,7 +49,7 @@ def run(tmp_path_factory):
   output = directory / 'report'
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(quality, '_LEVELS', (0.2, 0.6))  # few rules, as each is timed
-    scaling.study(
+    depth_study.study(
       Experiment.load(str(workdir)), output, DEPTHS, WIDTHS, users=0, repeats=1, profile=True)
   rows = {name: read_json(output / f'{name}.json')['rows']
           for name in ('cost', 'fit', 'quality', 'adaptive', 'width')}
@@ -122,7 +122,7 @@ def test_programs_do_not_grow_with_depth(run):
 
 def test_a_line_is_fitted():
   fit = cost.fit([1, 2, 4], [3.0, 5.0, 9.0])
-  assert (fit.start, fit.each, fit.r2) == pytest.approx((1, 2, 1))
+  assert (fit.intercept, fit.slope, fit.r2) == pytest.approx((1, 2, 1))
   assert cost.fit([1, 2, 3], [0.0, 1.0, 0.0]).r2 == pytest.approx(0)
   np.testing.assert_allclose(cost.fit([1, 2, 3], [0.0, 1.0, 0.0]).residuals, [-1 / 3, 2 / 3, -1 / 3])
 
@@ -166,7 +166,7 @@ def test_the_trace_knows_the_parts_of_the_model(run):
 
 
 def test_the_training_side_study_is_a_plan():
-  plan = comparison.plan_of(depth_study.get_config())
+  plan = comparison.plan_of(get_config())
   assert {plan.runs[f'r{r}'].config.depth.mean for r in (1, 2, 4, 8)} == {1, 2, 4, 8}
   for name, row in plan.runs.items():
     assert row.config.depth.mean in row.config.evaluate.depths, name

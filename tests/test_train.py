@@ -76,9 +76,6 @@ def test_a_selection_of_other_settings_is_not_taken_for_this_one(finished, tmp_p
   with pytest.raises(InputError, match=r'prompts\.npz: made with another select\.top'):
     selection.load(dataclasses.replace(finished, config=other))
   assert selection.load(dataclasses.replace(finished, workdir=tmp_path)) is None
-  (tmp_path / 'prompts.npy').touch()
-  with pytest.raises(InputError, match='its selection is of an earlier version'):
-    selection.load(dataclasses.replace(finished, workdir=tmp_path))
 
 
 def test_a_phase_that_is_not_asked_for_any_more_is_not_in_the_result(finished, tmp_path):

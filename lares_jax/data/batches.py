@@ -114,7 +114,7 @@ class Windows(NamedTuple):
 
 
 class Partners:
-  """Other training occurrences of the same target item (method.md section 4)."""
+  """Other training occurrences of the same target item."""
 
   def __init__(self, store: Store, max_history: int):
     self._store, self._max_history = store, max_history
@@ -210,12 +210,14 @@ class TrainBatches:
     rows = fill(items_N, start_S, length_S, row_S, place_S, shape, *self._clock)
     rows = self._some_without_times(rows, generator)
     target = np.zeros(shape, np.int32)
-    token, step_in = np.repeat(row_S * shape[1] + place_S, length_S), ranges(length_S)
-    target.flat[token + step_in] = items_N[np.repeat(start_S + 1, length_S) + step_in]
+    step_in = ranges(length_S)
+    token = np.repeat(row_S * shape[1] + place_S, length_S) + step_in
+    end = np.repeat(start_S + 1, length_S) + step_in
+    target.flat[token] = items_N[end]
     scored = np.zeros(shape, bool)
-    scored.flat[token + step_in] = step_in >= np.repeat(context_S, length_S)
+    scored.flat[token] = step_in >= np.repeat(context_S, length_S)
     if self._kept_N is not None:
-      scored.flat[token + step_in] &= self._kept_N[np.repeat(start_S + 1, length_S) + step_in]
+      scored.flat[token] &= self._kept_N[end]
     place = None
     if self._config.rows == 'prefix':  # only the last token of a row counts: leave the others out
       place = np.zeros((shape[0], 1), np.int32)
@@ -245,7 +247,7 @@ class TrainBatches:
     shape = (self._partner_rows, self._config.length)
     plan = self._config.plan(length_P)
     # Rows are kept at random, so that lack of room favours no length.
-    row_P = generator.permutation(max(plan.rows, 1))[plan.row_S] if plan.rows > shape[0] else plan.row_S
+    row_P = generator.permutation(plan.rows)[plan.row_S] if plan.rows > shape[0] else plan.row_S
     fits = row_P < shape[0]
     keep = lambda x: x[fits]
     rows = fill(self._store.items_N, keep(start_P), keep(length_P), keep(row_P),

@@ -12,7 +12,7 @@ _FAULTS = {  # of several, the first is told
   'encoding': 'not UTF-8 text',
   'user': 'no user',
   'item': 'no item',
-  'gap': 'a gap in the item list (two spaces in a row)',
+  'gap': 'a space too many in the item list',
   'integer': 'ids of this format are integers, one space between them; here is something else',
   'alone': 'a user without items',
   'again': 'its user has a row before; this format has one a user (is it a table without a header?)',
@@ -64,7 +64,7 @@ def _type_time(kind: pl.DataType, columns: dict[str, pl.Expr], faults: dict[str,
   time = pl.col('time').str.strip_chars().replace('', None) if kind == pl.String else pl.col('time')
   faults['time'] = time.is_null()
   columns['time'] = time.cast(pl.Int64, strict=False)
-  faults['negative'] = columns['time'] < 0
+  second = columns['time']
   if not kind.is_integer():
     number = time.cast(pl.Float64, strict=False)
     second, micros = number.floor(), ((number - number.floor()) * 1e6).round()
@@ -73,9 +73,9 @@ def _type_time(kind: pl.DataType, columns: dict[str, pl.Expr], faults: dict[str,
       date = _date(time)
       faults['number'] &= date.is_null()
       second, micros = pl.coalesce(second, date // 10**6), pl.coalesce(micros, date % 10**6)
-    faults['negative'] = second < 0
     columns['time'] = pl.coalesce(columns['time'], second.cast(pl.Int64, strict=False))
     columns['micros'] = micros.cast(pl.Int32, strict=False)
+  faults['negative'] = second < 0
   faults['overflow'] = columns['time'].is_null()
 
 

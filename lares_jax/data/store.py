@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from lares_jax.data.rows import ranges
 from lares_jax.errors import InputError
 
 FORMAT_VERSION = 1
@@ -113,7 +114,7 @@ class Store:
     return [raw_V[self.items_N[a:b]].tolist() for a, b in zip(self.offsets[user_M], end_M)]
 
   def targets(self, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """The interactions to predict in 'valid' or 'test'.
+    """The interactions of a split that can be predicted.
 
     The history of the target at absolute index n of user u is items_N[offsets[u]:n]. A target
     with no history at all (a new user's first interaction) is left out; the audit counts these.
@@ -124,8 +125,7 @@ class Store:
     start_U, end_U = self.span(split)
     size_U = end_U - start_U
     user_M = np.repeat(np.arange(self.num_users), size_U)
-    before_U = np.cumsum(size_U) - size_U
-    index_M = np.arange(len(user_M)) + np.repeat(start_U - before_U, size_U)
+    index_M = np.repeat(start_U, size_U) + ranges(size_U)
     has_history = index_M > self.offsets[user_M]
     return user_M[has_history], index_M[has_history]
 

@@ -1,6 +1,6 @@
 """Text embeddings of a data set's items, for models that read text: text.npy, float32 [V, W].
 
-    python -m lares_jax.data.text --data=DIR --input=meta.jsonl.gz --item=parent_asin --title=title \
+    python -m lares_jax.data.text --data=DIR --input=meta.jsonl.gz --item=parent_asin --title=title \\
         [--encoder=NAME]
 
 The table stands beside the items in DIR, row v for item v; an item without a title gets zeros.

@@ -69,7 +69,7 @@ def gradients(share: Share, query_MxD, target_M, real_M, lse_M, g_lse_M, g_targe
     score = lambda query, item: pair_scores(query, item, share.config)
     _, pull = jax.vjp(score, query_MxD, share.lookup(target_M))
     d_target_query_MxD, d_item_MxD = pull(g_target_M)
-    d_query_MxD, d_table_RxD = plain.gradients(
+    d_query_MxD, d_table_RxD = plain.lse_gradients(
       share, query_MxD, real_M, lse_M, g_lse_M, share.scatter(target_M, d_item_MxD))
     return d_query_MxD + d_target_query_MxD, d_table_RxD
 

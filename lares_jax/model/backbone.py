@@ -1,4 +1,4 @@
-"""What every backbone shares: one signature, one context, one table of names.
+"""What every backbone shares: one signature and one context.
 
 A backbone is a stack of layers. A layer is a linen module with the fields `config` and `rate`
 (its dropout), called as `layer(x_BxLxD, context, train) -> x_BxLxD`. LARES repeats a stack of them

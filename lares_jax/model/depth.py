@@ -18,14 +18,14 @@ class DepthConfig:
 
   @property
   def cap(self) -> int:
-    """The largest depth that training can draw (for `poisson`, where it is cut: beyond 4r)."""
+    """The largest depth that training can draw (for `poisson`, where it is cut)."""
     r = self.mean
     return {'poisson_lognormal': 3 * r, 'uniform': 2 * r, 'poisson_bounded': 2 * r,
             'poisson': 4 * r + 4, 'constant': r}[self.distribution] if r else 0
 
 
 def draw(config: DepthConfig, generator: np.random.Generator, size: int | None = None):
-  """One depth, or `size` independent ones (int32), between 1 and the cap (method.md section 3)."""
+  """One depth, or `size` independent ones (int32), between 1 and the cap."""
   r = config.mean
   if not r:
     return np.zeros(size or (), np.int32)

@@ -22,9 +22,7 @@ class Filter(nn.Module):
   @nn.compact
   def __call__(self, x_BxLxD, train: bool):
     length = x_BxLxD.shape[1]
-    shape = (1, length // 2 + 1, self.config.width, 2)
-    weight_1xFxDx2 = self.param('complex_weight', nn.initializers.normal(0.02), shape)
-    out_BxLxD = irfft(rfft(x_BxLxD) * learned(weight_1xFxDx2), length)
+    out_BxLxD = irfft(rfft(x_BxLxD) * learned(self, length, self.config.width), length)
     out_BxLxD = Dropout(self.rate)(out_BxLxD.astype(x_BxLxD.dtype), train)
     return Norm(name='norm')(x_BxLxD + out_BxLxD)
 

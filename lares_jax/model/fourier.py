@@ -7,6 +7,7 @@ XLA splits it over devices by rows of the batch where it would gather an FFT's i
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
 
 def _waves(length: int, frequencies: int) -> tuple[np.ndarray, np.ndarray]:
@@ -42,6 +43,8 @@ def irfft(spectrum_BxFxD: jax.Array, length: int) -> jax.Array:
   return real_BxLxD + imag_BxLxD
 
 
-def learned(weight_1xFxDx2: jax.Array) -> jax.Array:
-  """A filter [1, F, D] from real numbers, (real, imaginary) on the last axis."""
+def learned(module: nn.Module, length: int, width: int) -> jax.Array:
+  """A filter [1, F, D] for rows of a length: the module's own, kept as (real, imaginary)."""
+  shape = (1, length // 2 + 1, width, 2)
+  weight_1xFxDx2 = module.param('complex_weight', nn.initializers.normal(0.02), shape)
   return jax.lax.complex(weight_1xFxDx2[..., 0], weight_1xFxDx2[..., 1])

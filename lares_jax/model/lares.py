@@ -8,7 +8,6 @@ Two ablations depart from this: `refine` and `core_blocks` of ModelConfig.
 """
 
 import dataclasses
-import functools
 import operator
 from collections.abc import Callable
 from typing import Literal, NamedTuple
@@ -21,7 +20,7 @@ from lares_jax.data.rows import Rows
 from lares_jax.errors import InputError
 from lares_jax.model.backbone import BackboneConfig, Context, Norm, dense
 from lares_jax.model.bsarec import BsarecLayer
-from lares_jax.model.dropout import MOST_DROPOUT, Dropout
+from lares_jax.model.dropout import Dropout
 from lares_jax.model.fmlp import FmlpLayer
 from lares_jax.model.gru import GruLayer
 from lares_jax.model.hstu import HstuLayer
@@ -41,7 +40,7 @@ class ModelConfig:
 
   backbone: BackboneConfig = BackboneConfig()
   fusion: FusionConfig = FusionConfig()
-  positions: int = 50  # longest history that is read
+  positions: int = 50  # that have an embedding; data.max_history or more
   pre_layers: int = 2
   core_layers: int = 2  # 0: no reasoning, the plain backbone
   core_blocks: int = 1  # with weights of their own, taken in turn by the steps; 1: all steps tied
@@ -72,9 +71,6 @@ class ModelConfig:
     if alone and (self.backbone.name != 'transformer' or not self.causal):
       raise InputError('model.refine=last and model.reasoner=erl or prl: only '
                        'backbone.name=transformer without fusion can do this')
-    rates = (self.embed_dropout, self.pre_dropout, self.core_dropout)
-    if max(rates) > MOST_DROPOUT:
-      raise InputError(f'model dropout {max(rates)}: use at most {MOST_DROPOUT}')
 
   @property
   def causal(self) -> bool:
@@ -211,14 +207,10 @@ class Lares(nn.Module):
     self.pre = [layer(c.backbone, c.pre_dropout) for _ in range(c.pre_layers)]
     if c.core_layers:
       # Around the whole body: then nothing but Z is kept for each step, not H or the masks either.
-      remat = functools.partial(nn.remat, static_argnums=(8,), prevent_cse=False)
-      scanned = nn.scan(
-        remat(_ScannedStep) if c.remat else _ScannedStep,
-        variable_broadcast='params',
-        split_rngs={'params': False, 'dropout': c.core_mask == 'step'},
-        in_axes=(0, *[nn.broadcast] * 6),
-      )
-      self.scan = scanned(c)
+      body = nn.remat(_ScannedStep, static_argnums=(8,), prevent_cse=False) if c.remat else _ScannedStep
+      self.scan = nn.scan(
+        body, variable_broadcast='params', in_axes=(0, *[nn.broadcast] * 6),
+        split_rngs={'params': False, 'dropout': c.core_mask == 'step'})(c)
 
   def __call__(self, rows: Rows, z_BxLxD, depth_B, *, cap: int, train: bool = False, **wanted):
     """Z_T of every token, and what `reason` is asked for besides; see there."""

@@ -11,9 +11,8 @@ from typing import Literal
 import jax
 from flax import linen as nn
 
-from lares_jax.errors import InputError
 from lares_jax.model.backbone import BackboneConfig, dense
-from lares_jax.model.dropout import MOST_DROPOUT, Dropout
+from lares_jax.model.dropout import Dropout
 from lares_jax.model.fourier import irfft, learned, rfft
 
 
@@ -26,10 +25,6 @@ class FusionConfig:
   experts: int = 8
   dropout: float = 0.2  # of the text embeddings
   noise: bool = True  # trainable noise of the experts' gate, in training
-
-  def __post_init__(self):
-    if self.dropout > MOST_DROPOUT:
-      raise InputError(f'text dropout {self.dropout}: use at most {MOST_DROPOUT}')
 
 
 class Expert(nn.Module):
@@ -53,11 +48,10 @@ class TedrecFusion(nn.Module):
 
   @nn.compact
   def __call__(self, item_BxLxD, text_BxLxW, train: bool):
-    length, normal = item_BxLxD.shape[1], nn.initializers.normal(0.02)
-    shape = (1, length // 2 + 1, self.config.width, 2)
-    weight_1xFxDx2 = self.param('complex_weight', normal, shape)
+    length = item_BxLxD.shape[1]
+    filter_1xFxD = learned(self, length, self.config.width)
     item_BxFxD, text_BxFxD = rfft(item_BxLxD), rfft(self._mixture(text_BxLxW, train))
-    alone_BxLxD = irfft(item_BxFxD * learned(weight_1xFxDx2), length)
+    alone_BxLxD = irfft(item_BxFxD * filter_1xFxD, length)
     mixed_BxLxD = irfft(item_BxFxD * text_BxFxD, length)
     gated = lambda x, name: x * nn.sigmoid(dense(1, self.config, name)(x))
     return 2 * (gated(alone_BxLxD, 'item_gating') + gated(mixed_BxLxD, 'fusion_gating'))

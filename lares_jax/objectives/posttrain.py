@@ -1,4 +1,4 @@
-"""Phase two: group-relative reinforcement of rollouts that rank the target well (method.md 6)."""
+"""Phase two: group-relative reinforcement of rollouts that rank the target well."""
 
 import dataclasses
 from typing import Any, Literal, NamedTuple

@@ -1,4 +1,4 @@
-"""Phase one: cross-entropy, trajectory-level and step-level alignment (method.md section 4)."""
+"""Phase one: cross-entropy, trajectory-level and step-level alignment."""
 
 import dataclasses
 from typing import Literal, NamedTuple

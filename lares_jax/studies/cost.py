@@ -28,22 +28,22 @@ MEDIAN_TURNS = 5  # at most, where only the median counts and a call is long
 
 
 class Fit(NamedTuple):
-  """A straight line over depth: cost = start + each * depth."""
+  """A straight line over depth: cost = intercept + slope * depth."""
 
-  start: float
-  each: float
+  intercept: float
+  slope: float
   r2: float
   residuals: list[float]
 
 
 class PerUser(NamedTuple):
-  """Of a history of `max_history` items by itself, at T steps: start + T * each, both ways."""
+  """Of a history of `max_history` items by itself, at T steps: (intercept, slope) of each cost."""
 
-  flops: tuple[float, float]  # (start, each); of matrix products, the catalogue's included
+  flops: tuple[float, float]  # of matrix products, the catalogue's included
   bytes: tuple[float, float]  # read and written, by XLA's count
 
   def at(self, depth: float) -> dict[str, float]:
-    line = lambda start, each: (start + depth * each) / 1e6
+    line = lambda intercept, slope: (intercept + depth * slope) / 1e6
     return {'mflops_per_user': line(*self.flops), 'mbytes_per_user': line(*self.bytes)}
 
 
@@ -69,8 +69,7 @@ def per_user(experiment: Experiment) -> PerUser:
   moved = []
   for steps in (1, 2):
     program = functools.partial(unrolled, experiment.model, steps=steps)
-    compiled: Any = jax.jit(program).lower(
-      experiment.abstract_params, _one_history(experiment)).compile()
+    compiled, _ = timing.compiled(program, experiment.abstract_params, _one_history(experiment))
     moved.append(float(compiled.cost_analysis()['bytes accessed']))
   moved_by_catalogue = 4.0 * experiment.store.num_items * experiment.config.model.backbone.width
   return PerUser((2 * once - twice, twice - once),
@@ -89,11 +88,11 @@ def unrolled(model: Lares, params, rows: Rows, steps: int) -> jax.Array:
 def fit(depths: Sequence[int], costs: Sequence[float]) -> Fit:
   """Least squares."""
   depth_T, cost_T = np.asarray(depths, float), np.asarray(costs, float)
-  each, start = np.polyfit(depth_T, cost_T, 1)
-  residual_T = cost_T - start - each * depth_T
+  slope, intercept = np.polyfit(depth_T, cost_T, 1)
+  residual_T = cost_T - intercept - slope * depth_T
   spread = np.square(cost_T - cost_T.mean()).sum()
   r2 = 1 - np.square(residual_T).sum() / spread if spread else 1.0
-  return Fit(float(start), float(each), float(r2), residual_T.tolist())
+  return Fit(float(intercept), float(slope), float(r2), residual_T.tolist())
 
 
 def full_batch(experiment: Experiment) -> np.ndarray:

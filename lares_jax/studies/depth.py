@@ -18,7 +18,7 @@ from absl import flags
 from lares_jax.errors import InputError, whole_numbers
 from lares_jax.experiment import Experiment
 from lares_jax.model.lares import DEEPEST
-from lares_jax.studies import scaling
+from lares_jax.studies import depth_study
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'A trained run.')
 _OUTPUT = flags.DEFINE_string('output', '', 'Where the report goes; WORKDIR/depth if empty.')
@@ -42,4 +42,4 @@ def main() -> None:
     raise InputError(f'{_WORKDIR.value}: this model does not repeat one core-block, which is what the '
                      'study measures')
   output = pathlib.Path(_OUTPUT.value or experiment.workdir / 'depth')
-  scaling.study(experiment, output, depths, widths, _USERS.value, _REPEATS.value, _PROFILE.value)
+  depth_study.study(experiment, output, depths, widths, _USERS.value, _REPEATS.value, _PROFILE.value)

@@ -51,7 +51,7 @@ def plots(tables: Mapping[str, Lines], fits: Mapping[str, Fit]) -> dict[str, Plo
   latency = []
   for name, lines in programs.items():
     latency.append(_series(name, lines, 'depth', 'full_ms', style='o'))
-    line = [fits[name].start + fits[name].each * p['depth'] for p in lines]
+    line = [fits[name].intercept + fits[name].slope * p['depth'] for p in lines]
     latency.append(Series(f'line, R² {fits[name].r2:.4f}', latency[-1].x, line, style='-'))
   return {
     'quality': Plot('Quality at each depth; bands are 95% bootstrap intervals over users.',

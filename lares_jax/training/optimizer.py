@@ -44,7 +44,7 @@ def schedule(config: OptimizerConfig, steps: int, steps_per_epoch: int) -> optax
 
 
 def decays(params):
-  """True for the weights of linear maps; norms, biases, gates and embeddings are spared."""
+  """True for the weights of linear maps and of the GRU; all else is spared."""
   return jax.tree.map_with_path(lambda path, _: path[-1].key in ('kernel', 'recurrent'), params)
 
 

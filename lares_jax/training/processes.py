@@ -30,8 +30,8 @@ def joined() -> Iterator[None]:
 
   LARES_PROCESSES=auto takes number and address from the launcher: Cloud TPU, GKE, SLURM, Open MPI.
   LARES_PROCESSES=0/2@host:1234 gives them by hand: process 0 of 2; process 0 listens at host:1234.
-  Only process 0 prints. A process that loses another ends within a minute or two, with one line and
-  exit code 1, or by JAX's own hand.
+  Only process 0 writes to stdout. A process that loses another ends within a minute or two, with one
+  line and exit code 1, or by JAX's own hand.
 
   Raises:
     InputError: the variable does not read so, or there is no such launcher.

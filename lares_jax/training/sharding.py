@@ -29,7 +29,7 @@ def build(config: MeshConfig, devices=None) -> Mesh:
   """A mesh over the given devices, or all devices of all processes."""
   devices = devices or jax.devices()
   count = len(devices)
-  if config.catalogue < 1 or count % config.catalogue:
+  if count % config.catalogue:
     raise InputError(f'mesh.catalogue={config.catalogue} does not divide the {count} devices')
   data = config.data or count // config.catalogue
   if data * config.catalogue != count:

@@ -33,7 +33,7 @@ def study(experiment: Experiment, output: pathlib.Path, depths: Sequence[int], w
     line |= counted.at(line['depth']) if line['program'] == 'inference' else {}
   fits = {name: cost.fit(*zip(*[(line['depth'], line['full_ms']) for line in lines], strict=True))
           for name, lines in page.grouped(tables['cost'], 'program').items()}
-  tables['fit'] = [{'program': name, 'ms_at_0': fit.start, 'ms_a_step': fit.each, 'r2': fit.r2,
+  tables['fit'] = [{'program': name, 'ms_at_0': fit.intercept, 'ms_a_step': fit.slope, 'r2': fit.r2,
                     **{f'residual_at_{d}': r for d, r in zip(depths, fit.residuals)}}
                    for name, fit in fits.items()]
   measured = {split: quality.measure(experiment, params, split, max(depths), users)
@@ -85,7 +85,7 @@ def _facts(experiment: Experiment, batch: Batch, tables: Tables, fits: Mapping[s
   tokens = sum(rows.item_BxL.size for rows in (batch.rows, batch.partner) if rows is not None)
   carried = tokens * backbone.width * jnp.dtype(backbone.dtype).itemsize / timing.MIB
   span = lambda lines, key: f'{lines[0][key]:,.1f} to {lines[-1][key]:,.1f}'
-  each = lambda lines: cost.fit(*zip(*[(p['depth'], p['temporaries_mib']) for p in lines])).each
+  each = lambda lines: cost.fit(*zip(*[(p['depth'], p['temporaries_mib']) for p in lines])).slope
   share = lambda key: f'{chosen[key] / max(fixed[key], 1e-9):.1%}'
   facts = [
     f'Best fixed depth on validation: {best}; test NDCG@10 {at[best][name]:.4f} '
@@ -98,8 +98,8 @@ def _facts(experiment: Experiment, batch: Batch, tables: Tables, fits: Mapping[s
     f'{at["oracle"]["mean_steps"]:.2f} steps.']
   for p, lines in page.grouped(tables['cost'], 'program').items():
     facts.append(
-      f'{p}: {fits[p].start:.1f} ms + {fits[p].each:.2f} ms a step, R² {fits[p].r2:.4f}; from depth '
-      f'{lines[0]["depth"]} to {lines[-1]["depth"]}: HLO {lines[0]["hlo_lines"]:,} to '
+      f'{p}: {fits[p].intercept:.1f} ms + {fits[p].slope:.2f} ms a step, R² {fits[p].r2:.4f}; from '
+      f'depth {lines[0]["depth"]} to {lines[-1]["depth"]}: HLO {lines[0]["hlo_lines"]:,} to '
       f'{lines[-1]["hlo_lines"]:,} lines, compiled in {span(lines, "compile_s")} s, temporaries '
       f'{span(lines, "temporaries_mib")} MiB, {each(lines):.2f} a step.')
   return [*facts, f'The state that a training step must carry, of partners too, is {carried:.2f} MiB.']
