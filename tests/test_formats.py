@@ -190,6 +190,8 @@ def test_a_faulty_row_is_told_or_skipped(tmp_path, text, said):
   [
     ('log.jsonl', '{"who": 1, "what": 2, "when": 3}\n{"who": 1, "wh', 'row 2: not a line of JSON'),
     ('log.jsonl', '{"who": 1, "what": null, "when": 3}\n', 'row 1: no item'),
+    ('log.jsonl', '{"who": "[a]", "what": 2, "when": 3}\n{"who": 1, "what": ["2"], "when": 3}\n',
+     'row 2: a list or an object where one value is due'),
     ('log.csv', 'who,what,when\nu,a,1\nu,"b,2\nu,c,3\n', 'row 3: quotes that do not pair up'),
     ('log.csv', 'who,thing,when\n', "row 1: no column 'what' among 'who, thing, when'"),
     ('log.csv', '\n\nwho,thing,when\n', "row 3: no column 'what' among 'who, thing, when'"),

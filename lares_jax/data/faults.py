@@ -9,6 +9,7 @@ from lares_jax.errors import InputError
 _FAULTS = {  # of several, the first is told
   'extra': 'more fields than columns',
   'json': 'not a line of JSON',
+  'nested': 'a list or an object where one value is due',
   'encoding': 'not UTF-8 text',
   'user': 'no user',
   'item': 'no item',

@@ -209,7 +209,10 @@ def _columns(source: Source, wanted: list[str]) -> _Columns:
   if source.format == 'jsonl':
     match = pl.col('line').str.json_path_match
     column = {name: match(f'$[{json.dumps(name, ensure_ascii=False)}]') for name in wanted}
-    return _lines(source.path), column, {'json': match('$').is_null()}
+    nested = [value.str.contains(r'^[\[{]') & pl.col('line').str.contains(
+      rf'"{re.escape(name)}"\s*:\s*[\[{{]') for name, value in column.items()]
+    return _lines(source.path), column, {'json': match('$').is_null(),
+                                         'nested': pl.any_horizontal(nested)}
   if source.format == 'movielens' and not source.first_line.startswith('userId'):
     cells = pl.col('line').str.split('::' if '::' in source.first_line else '\t')
     names = ('userId', 'movieId', 'rating', 'timestamp')
