@@ -54,6 +54,7 @@ class TrainConfig:
   pairs: int = 512  # a step, of the alignment terms; at most one for each history in the rows
   eval_every_epochs: float = 1.0
   patience: int = 10  # evaluations without a better validation NDCG@10 before stopping; 0: never
+  save_every_steps: int = 0  # besides where it is evaluated
   log_every_steps: int = 50
   ema: float = 0.0  # decay of a running average of the weights, which evaluation then takes
   on_nan: int = 0  # non-finite steps to skip before stopping

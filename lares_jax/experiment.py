@@ -37,7 +37,8 @@ from lares_jax.training.loop import Phase
 from lares_jax.training.sharding import MeshConfig
 
 # Settings that may change between the starts of one run: they do not change what it computes.
-_FREE = ('phases', 'pretrain.train.on_nan', 'posttrain.train.on_nan', 'evaluate.depths',
+_FREE = ('phases', 'pretrain.train.on_nan', 'posttrain.train.on_nan',
+         'pretrain.train.save_every_steps', 'posttrain.train.save_every_steps', 'evaluate.depths',
          'evaluate.batch_rows', 'mesh', 'data.path', 'data.cache', 'data.prepare')
 
 # Settings of the model that may change between a phase and the one that it starts from.

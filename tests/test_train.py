@@ -137,10 +137,15 @@ class _Stop(Exception):
   pass
 
 
-@pytest.mark.parametrize('phase, at', (('pretrain', 6), ('posttrain', 5)))
-def test_a_killed_run_ends_with_the_same_bits(finished, store, tmp_path, monkeypatch, phase, at):
-  """Killed without warning after `at` steps of a phase; the same command goes on."""
-  experiment = lambda: Experiment.start(make_config(store, phases=ALL), str(tmp_path))
+@pytest.mark.parametrize('phase, at, every, saved', (
+  ('pretrain', 6, 0, 4), ('pretrain', 9, 3, 6), ('posttrain', 5, 0, 0)))
+def test_a_killed_run_ends_with_the_same_bits(
+    finished, store, tmp_path, monkeypatch, phase, at, every, saved):
+  """Killed without warning after `at` readings of metrics; the same command goes on from `saved`."""
+  config = make_config(store, phases=ALL)
+  train = dataclasses.replace(config.pretrain.train, save_every_steps=every)
+  config = dataclasses.replace(config, pretrain=dataclasses.replace(config.pretrain, train=train))
+  experiment = lambda: Experiment.start(config, str(tmp_path))
   count, settle = 0, loop._settle
 
   def deadly(*args):
@@ -154,13 +159,15 @@ def test_a_killed_run_ends_with_the_same_bits(finished, store, tmp_path, monkeyp
     patch.setattr(loop, '_settle', deadly)
     with pytest.raises(_Stop):
       run.train(experiment())
+  assert loop.Checkpoints(tmp_path, phase).latest_step == saved
   run.train(experiment())
   for phase in ('pretrain', 'posttrain'):
     for a, b in zip(_params(finished, phase), _params(experiment(), phase), strict=True):
       np.testing.assert_array_equal(a, b)
   strip = lambda workdir: [(x['phase'], x['step'], x['kind']) for x in map(
     json.loads, (workdir / 'metrics.jsonl').open())]
-  assert strip(tmp_path) == strip(finished.workdir), 'metrics lines are missing or repeated'
+  if not every:  # each save writes a line
+    assert strip(tmp_path) == strip(finished.workdir), 'metrics lines are missing or repeated'
 
 
 @pytest.mark.parametrize('saved', (False, True))

@@ -139,7 +139,8 @@ def _loop(phase, state, step, progress, step_of, checkpoints, config, mesh, log,
   while True:
     over = step >= phase.steps
     due = over or step % phase.eval_every == 0 and (step or phase.validate_first)
-    if due or processes.agreed(signals.caught, step):
+    saving = step and phase.train.save_every_steps and step % phase.train.save_every_steps == 0
+    if due or saving or processes.agreed(signals.caught, step):
       _settle(last, step, names, progress, phase, log)
       last, said = None, ''
       log.flush(step)
