@@ -205,6 +205,18 @@ def typed(config: Mapping[str, Any], kind: type = Config, path: str = 'config'):
   return kind(**{key: _value(values[key], hints[key], f'{path}.{key}') for key in values})
 
 
+def differing(a: dict, b: dict, path: str = '') -> list[str]:
+  """What is set differently, each as `key (b's value there, a's here)`."""
+  out = []
+  for key in sorted({*a, *b}):
+    x, y = a.get(key), b.get(key)
+    if isinstance(x, dict) and isinstance(y, dict):
+      out += differing(x, y, f'{path}{key}.')
+    elif x != y:
+      out.append(f'{path}{key} ({y} there, {x} here)')
+  return out
+
+
 def _value(value, hint, path: str):
   if dataclasses.is_dataclass(hint):
     return typed(value, typing.cast(type, hint), path)

@@ -166,7 +166,7 @@ class Experiment:
       store = prepared(data.path, data.prepare, data.cache)
     else:
       columns = PrepareOptions(format='csv', user='user_id', item='item_id', time='timestamp')
-      store = prepared(built_in(data.cache), columns, data.cache)
+      store = prepared(synthetic.built_in(data.cache), columns, data.cache)
     if processes.first():
       processes.wait('data')
     return store
@@ -254,7 +254,7 @@ class Experiment:
     mine, theirs = (
       {'model': dataclasses.asdict(e.model.config), 'catalogue.tau': e.config.catalogue.tau,
        'catalogue.similarity': e.config.catalogue.similarity} for e in (self, other))
-    differing = [d for d in _differing(mine, theirs) if not d.startswith(_OF_TRAINING)]
+    differing = [d for d in config_lib.differing(mine, theirs) if not d.startswith(_OF_TRAINING)]
     if differing:
       raise InputError(f'{phase}.start={start} is another model: {", ".join(differing)}')
     return self.best('pretrain', other.workdir)[0]
@@ -298,17 +298,8 @@ class Experiment:
     return Phase(name, objective, batches, train, c.seed, self.validate, c.evaluate.history, **kwargs)
 
 
-def built_in(cache: str) -> str:
-  """The raw log of the built-in data set, written on first use."""
-  path = pathlib.Path(cache) / 'built_in.csv'
-  if not path.exists():
-    path.parent.mkdir(parents=True, exist_ok=True)
-    synthetic.write(synthetic.World(), str(path))
-  return str(path)
-
-
 def _check_same(mine: dict, theirs: dict, workdir: pathlib.Path) -> None:
-  differing = _differing(mine['config'], theirs['config'])
+  differing = config_lib.differing(mine['config'], theirs['config'])
   asked = 'posttrain' in theirs['config']['phases'] or (workdir / 'checkpoints/posttrain').exists()
   free = _FREE if asked else (*_FREE, 'select.', 'posttrain.')  # phase two is still to come
   differing = [d for d in differing if not d.startswith(free)]
@@ -317,14 +308,3 @@ def _check_same(mine: dict, theirs: dict, workdir: pathlib.Path) -> None:
   if differing:
     raise InputError(f'{workdir} holds another run; differing: {", ".join(differing)}. '
                      'Choose another --workdir, or delete this one')
-
-
-def _differing(a: dict, b: dict, path: str = '') -> list[str]:
-  out = []
-  for key in sorted({*a, *b}):
-    x, y = a.get(key), b.get(key)
-    if isinstance(x, dict) and isinstance(y, dict):
-      out += _differing(x, y, f'{path}{key}.')
-    elif x != y:
-      out.append(f'{path}{key} ({y} there, {x} here)')
-  return out

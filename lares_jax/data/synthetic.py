@@ -123,6 +123,15 @@ def write(world: World, path: str | os.PathLike[str]) -> None:
   os.replace(aside, path)
 
 
+def built_in(cache: str | os.PathLike[str]) -> str:
+  """The path of the raw log of the built-in world, which is written on first use."""
+  path = os.path.join(cache, 'built_in.csv')
+  if not os.path.exists(path):
+    os.makedirs(cache, exist_ok=True)
+    write(World(), path)
+  return path
+
+
 def predictive(world: World, items_UxT: np.ndarray, length_U: np.ndarray) -> np.ndarray:
   """p(next item | the first `length_U` items of each row) by the forward algorithm, [U, V].
 
