@@ -191,8 +191,8 @@ def _markdown(lines: Sequence[Mapping[str, Any]], history: str) -> str:
   return (f'Test, history {history}; mean ± standard deviation over seeds. Depth is chosen on '
           'validation, which is shown at depth.mean, as training watches it; both by the '
           'evaluate.history of each row. Own above: how many of the user\'s own items stand above the '
-          'target, where it ranks within ten once they are out. A row\'s only run is taken to vary as '
-          'the runs of all rows that have several, pooled.\n\n'
+          'target, where it ranks within ten once they are out. The runs of a row are taken to '
+          'vary by no less than those of all rows, pooled.\n\n'
           f'{report.table(head, cells)}')
 
 

@@ -13,9 +13,10 @@ variances of two kinds of error are added up:
   not enough: where seeds matter most it finds p < .01 in every tenth case of no difference at all.
 
 The share that both hold (how a user's gain depends on the run) is not taken off again, which errs on
-the safe side. A side's only run says nothing about seeds. It is taken to vary as `spread` says, such
-as the runs of all rows of a table, pooled; or else as those of the other side, which may lie close
-together by luck. With neither the interval speaks of users alone, too short for a claim about a method.
+the safe side. So does `spread`, the variance of the runs of all rows of a table, pooled: a side is
+taken to vary by no less, for two or three runs may lie close together by luck, and one says nothing.
+Without it a side's only run is taken to vary as those of the other side do; one run each leaves an
+interval that speaks of users alone, too short for a claim about a method.
 """
 
 import dataclasses
@@ -54,7 +55,7 @@ def difference(mine_SxM: np.ndarray, other_RxM: np.ndarray, *, same_runs: bool =
     mine_SxM: the metric of each run (seed) for each target, such as NDCG@10.
     other_RxM: the same of the other side, targets in the same order.
     same_runs: run s of both sides shares its training (S = R), so that only their gap has an error.
-    spread: how a side's only run varies, where others can tell.
+    spread: what the runs of a side vary by at least, where others can tell.
     seed: of the resampling.
     resamples: how many.
   """
@@ -87,15 +88,14 @@ def pooled(means: Iterable[np.ndarray]) -> Spread | None:
 
 def _over_runs(means: Sequence[np.ndarray], spread: Spread | None) -> list[Spread]:
   """Variances that add up to that of the sides' means."""
-  known = [mean_S for mean_S in means if len(mean_S) > 1]
-  alone = len(means) - len(known)
-  out = [Spread(float(mean_S.var(ddof=1) / len(mean_S)), len(mean_S) - 1) for mean_S in known]
-  if alone and spread:
-    return [*out, Spread(alone * spread.variance, spread.freedom)]
-  if alone and known:
-    (side,) = out
-    return [side._replace(variance=side.variance * (1 + len(known[0])))]
-  return out
+  sides = [(len(mean_S), float(mean_S.var(ddof=1)) if len(mean_S) > 1 else 0.0) for mean_S in means]
+  if spread is None:
+    known = [side for side in sides if side[0] > 1]
+    lent = len(known) < len(sides)  # to the other side's only run
+    return [Spread(variance * (1 / runs + lent), runs - 1) for runs, variance in known]
+  narrow = sum(1 / runs for runs, variance in sides if variance <= spread.variance)
+  wide = [Spread(variance / runs, runs - 1) for runs, variance in sides if variance > spread.variance]
+  return [*wide, Spread(narrow * spread.variance, spread.freedom)]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

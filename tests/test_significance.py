@@ -79,8 +79,8 @@ def test_an_only_run_is_as_uncertain_as_one_of_the_other_side(runs):
   assert significance.difference(other, mine, resamples=99).p == pytest.approx(exact, rel=1e-6)
 
 
-def test_an_only_run_varies_as_the_rows_together_where_they_can_tell():
-  """Two runs that lie close together by luck do not make a third, of another row, sure."""
+def test_runs_vary_by_no_less_than_those_of_all_rows():
+  """Two that lie close together by luck make nothing sure; two far apart are no less so for others."""
   rng = np.random.default_rng(4)
   rows = [rng.standard_normal(3) + n for n in range(5)]
   spread = significance.pooled([*rows, np.ones(1)])
@@ -89,12 +89,14 @@ def test_an_only_run_varies_as_the_rows_together_where_they_can_tell():
   assert spread.freedom == 10 and between / spread.variance == pytest.approx(one_way.statistic)
   close = np.repeat([[0.0], [1e-6]], 20, axis=1)
   mine = np.full((1, 20), 1.0)
-  exact = 2 * stats.t.sf(1 / np.sqrt(spread.variance), 10)
+  p = lambda *sides: significance.difference(*sides, spread=spread, resamples=99).p
+  exact = lambda runs: 2 * stats.t.sf(1 / np.sqrt(spread.variance * runs), 10)
   assert significance.difference(mine, close, resamples=99).p < 1e-3
-  found = significance.difference(mine, close, spread=spread, resamples=99)
-  assert found.p == pytest.approx(exact, rel=1e-3) and found.p > 0.1
-  both = significance.difference(mine, close[:1], spread=spread, resamples=99)
-  assert both.p == pytest.approx(2 * stats.t.sf(1 / np.sqrt(2 * spread.variance), 10), rel=1e-6)
+  assert p(mine, close) == pytest.approx(exact(1 + 1 / 2), rel=1e-3) and p(mine, close) > 0.1
+  assert p(mine.repeat(2, axis=0), close) == pytest.approx(exact(1 / 2 + 1 / 2), rel=1e-3)
+  far = np.repeat([[-20.0], [22.0]], 20, axis=1)
+  assert p(far, close) > significance.difference(far, close, resamples=99).p > 0.9
+  assert p(mine, close[:1]) == pytest.approx(exact(2), rel=1e-6)
   assert significance.pooled([np.ones(1)]) is None
 
 
