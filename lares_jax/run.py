@@ -40,7 +40,8 @@ def _train(experiment: Experiment) -> dict:
     reference = experiment.reference()
     fit(experiment.posttraining(reference, selection.load(experiment)), lambda: reference)
   result = finish(experiment, time.time() - start)
-  print(f'wrote {experiment.workdir}/result.json, metrics.jsonl, checkpoints/, tensorboard/')
+  print(f'wrote {experiment.workdir}/result.json, ranks.npz, items.arrow, metrics.jsonl, checkpoints/, '
+        'tensorboard/')
   return result
 
 
