@@ -36,6 +36,8 @@ from lares_jax.training.evaluation import Evaluator
 from lares_jax.training.loop import Phase
 from lares_jax.training.sharding import MeshConfig
 
+_ITEMS = 'items.arrow'  # of a data set, and of a finished run
+
 # Settings that may change between the starts of one run: they do not change what it computes.
 _FREE = ('phases', 'pretrain.train.on_nan', 'posttrain.train.on_nan',
          'pretrain.train.save_every_steps', 'posttrain.train.save_every_steps', 'evaluate.depths',
@@ -140,9 +142,9 @@ class Experiment:
   @functools.cached_property
   def items(self) -> pl.DataFrame:
     """Raw `id` and `train_count` of each item, [V] rows: what a finished run keeps of its data set."""
-    file = self.workdir / 'items.arrow'
-    if not (self.trained_on and file.exists()):
+    if not self._has_items:
       return self.store.items
+    file = self.workdir / _ITEMS
     try:
       return pl.read_ipc(file)
     except (OSError, pl.exceptions.PolarsError):
@@ -152,11 +154,15 @@ class Experiment:
   @functools.cached_property
   def num_items(self) -> int:
     """V."""
-    return len(self.items)
+    return len(self.items) if self._has_items else self.store.num_items
+
+  @property
+  def _has_items(self) -> bool:
+    return bool(self.trained_on) and (self.workdir / _ITEMS).exists()
 
   def keep_items(self) -> None:
     """Copies `items` into the workdir, which then recommends without the data set."""
-    write(self.workdir / 'items.arrow', pathlib.Path(self.store.directory, 'items.arrow').read_bytes())
+    write(self.workdir / _ITEMS, pathlib.Path(self.store.directory, _ITEMS).read_bytes())
 
   def _prepared(self) -> Store:
     if not processes.first():

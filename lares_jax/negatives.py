@@ -30,9 +30,10 @@ class SampleConfig:
   calibration: float = 0.75  # t of gBCE: 0 leaves plain BCE, 1 undoes its overconfidence
 
   def __post_init__(self):
-    if not self.in_batch + self.uniform:
-      raise InputError('catalogue.sample: some negatives must be in_batch or uniform')
-    if self.calibration > 1:
+    if min(self.in_batch, self.uniform, self.popular) < 0 or self.in_batch + self.uniform < 1:
+      raise InputError('catalogue.sample: numbers of negatives are 0 or more, and some must be '
+                       'in_batch or uniform')
+    if not 0 <= self.calibration <= 1:
       raise InputError(f'catalogue.sample.calibration={self.calibration}: use 0 to 1')
 
 

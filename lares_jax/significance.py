@@ -55,7 +55,7 @@ def difference(mine_SxM: np.ndarray, other_RxM: np.ndarray, *, same_runs: bool =
     mine_SxM: the metric of each run (seed) for each target, such as NDCG@10.
     other_RxM: the same of the other side, targets in the same order.
     same_runs: run s of both sides shares its training (S = R), so that only their gap has an error.
-    spread: what the runs of a side vary by at least, where others can tell.
+    spread: what the runs of a side vary by at least, where others can tell; a gap has its own.
     seed: of the resampling.
     resamples: how many.
   """
@@ -65,7 +65,7 @@ def difference(mine_SxM: np.ndarray, other_RxM: np.ndarray, *, same_runs: bool =
   users = stats.bootstrap((gain_M,), np.mean, n_resamples=resamples, batch=_BATCH,
                           method='percentile', rng=np.random.default_rng(seed))
   sides = [mine_SxM - other_RxM] if same_runs else [mine_SxM, other_RxM]
-  runs = _over_runs([side.mean(1) for side in sides], spread)
+  runs = _over_runs([side.mean(1) for side in sides], None if same_runs else spread)
   variance = users.standard_error**2 + sum(v for v, _ in runs)
   doubt = sum(v**2 / freedom for v, freedom in runs)
   freedom = variance**2 / doubt if doubt else np.inf

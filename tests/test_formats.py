@@ -216,7 +216,7 @@ def test_a_faulty_file_is_told(tmp_path, name, text, said):
     ('beauty.txt', '1 2 3\n2\n', 'row 2: a user without items'),
     ('u.txt', '196 242 3 881250949\n186 302 3 891717742\n196 377 1 878887116\n',
      'row 3: its user has a row before'),
-    ('beauty.txt', '1 2 3\n2 4  5\n', 'row 2: a space too many in the item list'),
+    ('beauty.txt', '1 2 3\n2 4  5\n', 'row 2: a gap in the item list'),
     ('beauty.txt', '1 2 3\n2 4 x5\n', 'row 2: ids of this format are integers'),
     ('beauty.txt', '1 2 3\n2,4,5\n', 'row 2: ids of this format are integers'),
     ('ratings.dat', '1::2::3::4\n1::2::3::4::5\n', 'row 2: more fields'),
@@ -335,7 +335,7 @@ def test_a_split_log_lacks_nothing(tmp_path):
   with pytest.raises(InputError, match="row 2 of the valid part: the history of user 'u'"):
     load(pattern)
   write(path, path.read_text().replace('a x', 'a  b'))
-  with pytest.raises(InputError, match='row 2: a space too many in the item list'):
+  with pytest.raises(InputError, match='row 2: a gap in the item list'):
     load(pattern)
 
 

@@ -108,5 +108,5 @@ def test_without_a_key_the_softmax_is_exact():
 
 
 def test_no_negatives_are_refused():
-  with pytest.raises(InputError, match='some negatives must be'):
+  with pytest.raises(InputError, match='numbers of negatives'):
     SampleConfig(0, 0, 5)

@@ -8,6 +8,7 @@ import pytest
 
 from lares_jax.data import synthetic
 from lares_jax.data.synthetic import World
+from lares_jax.errors import InputError
 from lares_jax.prepare import PrepareOptions, prepare
 
 TINY = World(
@@ -159,3 +160,11 @@ def test_the_whole_history_matters_and_popularity_is_skewed_but_not_enough():
   assert reached(np.tile(count_V, (world.num_users, 1))) < 0.25
   assert remembering(1) < 0.75
   assert remembering(1) < remembering(3) < remembering(10) < 0.97
+
+
+@pytest.mark.parametrize('change', [
+  {'num_users': 0}, {'num_routes': 3}, {'num_routes': 0}, {'route_length': 5}, {'min_length': 2},
+  {'max_length': 2}, {'noise': 1.5}, {'stay': -0.1}, {'habit': -1.0}, {'num_items': 3}])
+def test_impossible_worlds_are_refused(change):
+  with pytest.raises(InputError, match='the built-in data set needs'):
+    dataclasses.replace(TINY, **change)

@@ -334,6 +334,7 @@ def test_a_misspelt_key_names_the_nearest():
   ('catalogue.tau', 0.0, r'config\.catalogue\.tau=0\.0: use more than 0'),
   ('model.backbone.width', 0, r'config\.model\.backbone\.width=0: use more than 0'),
   ('model.core_blocks', 0, r'core_blocks=0: use more than 0'),
+  ('catalogue.block', 0, r'config\.catalogue\.block=0: use more than 0'),
   ('pretrain.train.ema', 1.0, r'train\.ema=1\.0: use less than 1'),
   ('pretrain.train.optimizer.learning_rate', float('nan'), 'learning_rate=nan: use a finite number'),
   ('model.pre_dropout', 1.0, 'use at most 0.95'),

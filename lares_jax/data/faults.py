@@ -13,7 +13,7 @@ _FAULTS = {  # of several, the first is told
   'encoding': 'not UTF-8 text',
   'user': 'no user',
   'item': 'no item',
-  'gap': 'a space too many in the item list',
+  'gap': 'a gap in the item list (a space too many)',
   'integer': 'ids of this format are integers, one space between them; here is something else',
   'alone': 'a user without items',
   'again': 'its user has a row before; this format has one a user (is it a table without a header?)',
