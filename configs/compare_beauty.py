@@ -159,9 +159,10 @@ def table(recipe, ablations: bool, more=()):
         config = _changed(recipe(variant), changes)
         runs[f'{kind}_{name}'] = {'config': config, 'against': name, 'seeds': (0,)}
     runs['lares_hstu']['seeds'] = (0, 1, 2)  # the plug-in with alignments that a CPU can afford
-    runs['lares_hstu_direction'] = {
-      'config': _changed(recipe(''), {**BACKBONES['hstu'], **DIRECTION}),
-      'against': 'hstu_direction'}
+    for name, seeds in (('hstu', (0, 1, 2)), ('fmlp', (0,)), ('bsarec', (0,))):
+      config = _changed(recipe(''), {**BACKBONES[name], **DIRECTION})
+      runs[f'lares_{name}_direction'] = {
+        'config': config, 'against': f'{name}_direction', 'seeds': seeds}
     runs['lares_hstu_direction_to_hstu_aligned_direction'] = {
       'of': 'lares_hstu_direction', 'against': 'hstu_aligned_direction'}
     for name, changes in ABLATIONS.items():

@@ -37,7 +37,7 @@ from lares_jax.data.rows import Rows
 from lares_jax.errors import InputError, front_door
 from lares_jax.experiment import Experiment
 from lares_jax.files import write_json
-from lares_jax.model.lares import at_places
+from lares_jax.model.recurrence import at_places
 from lares_jax.recommender import Recommender, encode
 from lares_jax.scoring import as_query
 

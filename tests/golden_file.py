@@ -34,7 +34,7 @@ def config(name: str) -> ModelConfig:
                             width=16, heads=2, inner=inner),
     fusion=FusionConfig(name='tedrec' if backbone == 'tedrec' else 'none', text_width=12,
                         experts=2, dropout=0.0, noise=False),
-    positions=8, pre_layers=2, core_layers=1, combine=combine, remat=False,  # compiles faster
+    positions=8, pre_layers=2, core_layers=1, combine=combine,
     embed_dropout=0.0, pre_dropout=0.0, core_dropout=0.0)
 
 

@@ -15,7 +15,8 @@ from lares_jax.data.batches import DataConfig, TrainBatches
 from lares_jax.errors import InputError
 from lares_jax.experiment import Experiment
 from lares_jax.model.depth import DepthConfig
-from lares_jax.model.lares import Lares, ModelConfig, at_places
+from lares_jax.model.lares import Lares, ModelConfig
+from lares_jax.model.recurrence import at_places
 from lares_jax.objectives import history
 from lares_jax.objectives.pretrain import Draw, Pretrain, PretrainConfig
 from lares_jax.scoring import CatalogueConfig

@@ -72,21 +72,33 @@ def test_parameters_and_program_are_the_same_at_every_depth(combine):
   assert len(traces) == 1, 'depth must be traced: one program for all'
 
 
-def test_gradients_of_the_conditional_scan_equal_the_unrolled_ones():
+@pytest.mark.parametrize('changes', (
+  {}, {'core_mask': 'shared'}, {'core_blocks': 2, 'combine': 'concat'}))
+def test_the_gradient_of_a_run_is_that_of_the_program_differentiated(changes):
+  """By parameters, Z_0 and, through it, what H is made of; of all that a run leaves behind."""
   rows = _rows([0, 5], [5, 3], [0, 1], [0, 0], (2, 8))
-  z0 = initial_state(MODEL, rows, jax.random.key(1), train=False)
-  weight_BxLxD = np.random.default_rng(0).normal(size=z0.shape)  # a plain sum of a norm is constant
-  grads = {}
-  for remat in (False, True):
-    model, params = _init(dataclasses.replace(MODEL, remat=remat), rows)
-    for cap in (3, 7):
-      loss = lambda p, m=model, c=cap: (
-        m.apply({'params': p}, rows, z0, 3, cap=c).state_BxLxD * weight_BxLxD).sum()
-      grads[remat, cap] = jax.jit(jax.grad(loss))(params)
-  want = grads.pop((False, 3))
-  for key, got in grads.items():
-    jax.tree.map(lambda a, b, key=key: np.testing.assert_allclose(
-      a, b, rtol=1e-4, atol=1e-5, err_msg=f'remat, cap = {key}'), got, want)
+  config = dataclasses.replace(MODEL, core_dropout=0.3, **changes)
+  z0 = initial_state(config, rows, jax.random.key(1), train=False)
+  place_BxA = np.array([[1, 4, 4], [0, 2, 2]])
+  # A plain sum of a norm is constant.
+  normal = lambda *shape: np.random.default_rng(0).normal(size=shape)
+
+  def gradients(remat: bool, cap: int, depth_B, pick: int):
+    model, params = _init(dataclasses.replace(config, remat=remat), rows)
+
+    def loss(params, z0):
+      out = model.apply({'params': params}, rows, z0, depth_B, cap=cap, train=True, pick=pick,
+                        place_BxA=place_BxA, rngs={'dropout': jax.random.key(2)})
+      left = out.state_BxLxD, out.picked_BxLxD ** 2, out.states_TxBxAxD[:4]
+      return sum((x * normal(*x.shape)).sum() for x in left)
+
+    return jax.jit(jax.grad(loss, (0, 1)))(params, z0)
+
+  for depth_B, pick in ((jnp.array([3, 3]), 1), (jnp.array([1, 4]), 2), (jnp.array([2, 1]), 3)):
+    want = gradients(False, 4, depth_B, pick)
+    for cap in (4, 7) if config.core_mask == 'shared' else (4,):  # else each cap has masks of its own
+      jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+                   gradients(True, cap, depth_B, pick), want)
 
 
 def test_initial_states():

@@ -30,10 +30,12 @@ def test_flops_count_a_loop_as_often_as_it_runs_and_the_dearer_branch():
 
   def program(x):
     x = jax.lax.scan(lambda x, _: (x @ weight, None), x, None, length=5)[0]
+    taken = x.astype(int).max()
+    x = jax.lax.fori_loop(0, taken, lambda _, x: x @ weight, x)
     return jax.lax.cond(x.sum() > 0, lambda x: x @ weight, lambda x: x, x)
 
-  count = flops.count(jax.make_jaxpr(program)(jnp.ones((3, 4))).jaxpr, 0.5)
-  assert count == (5 + 1) * 2 * 3 * 4 * 4 / 2
+  count = flops.count(jax.make_jaxpr(program)(jnp.ones((3, 4))).jaxpr, 0.5, 7)
+  assert count == (5 + 1 + 7) * 2 * 3 * 4 * 4 / 2
 
 
 def _study(*arguments: str) -> subprocess.CompletedProcess:

@@ -8,9 +8,10 @@ Two ablations depart from this: `refine` and `core_blocks` of ModelConfig.
 """
 
 import dataclasses
+import functools
 import operator
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,7 @@ from lares_jax.model.dropout import Dropout
 from lares_jax.model.fmlp import FmlpLayer
 from lares_jax.model.gru import GruLayer
 from lares_jax.model.hstu import HstuLayer
+from lares_jax.model.recurrence import Given, Reasoning, Recurrence, recomputed
 from lares_jax.model.tedrec import FusionConfig, TedrecFusion
 from lares_jax.model.transformer import TransformerLayer
 
@@ -90,22 +92,14 @@ class ModelConfig:
     return self.core_layers > 0 and self.core_blocks == 1 and self.reasoner == 'lares'
 
 
-class Reasoning(NamedTuple):
-  """What a run of the core-block leaves behind."""
-
-  state_BxLxD: jax.Array  # Z_T
-  picked_BxLxD: jax.Array | None  # Z at the step that was asked for
-  states_TxBxAxD: jax.Array | None  # Z_1.. at the places asked for; beyond the depth Z_T again
-  distance_T: jax.Array  # mean over tokens of |Z_i - Z_{i-1}| / |Z_{i-1}|; zeros beyond the depth
-
-
 class Step(nn.Module):
   """One reasoning step: Z_i = core(LN(f(Z_{i-1}, H)))."""
 
   config: ModelConfig
 
   @nn.compact
-  def __call__(self, z_BxLxD, h_BxLxD, context: Context, train: bool):
+  def __call__(self, z_BxLxD, h_BxLxD, context: Context, train: bool, i):
+    del i  # the same weights at every step
     c = self.config
     if c.combine == 'add':
       x_BxLxD = (z_BxLxD + h_BxLxD) / 2
@@ -135,54 +129,12 @@ class _Blocks(nn.Module):
     self.blocks = [Step(self.config) for _ in range(self.config.core_blocks)]
 
   def __call__(self, z_BxLxD, h_BxLxD, context: Context, train: bool, i):
-    through = lambda n: lambda self, z_BxLxD: self.blocks[n](z_BxLxD, h_BxLxD, context, train)
+    through = lambda n: lambda self, z_BxLxD: self.blocks[n](z_BxLxD, h_BxLxD, context, train, i)
     choices = [through(n) for n in range(self.config.core_blocks)]
     if self.is_initializing():  # all of them
       z_BxLxD, *_ = [choice(self, z_BxLxD) for choice in choices]
       return z_BxLxD
     return nn.switch(i % self.config.core_blocks, choices, self, z_BxLxD)
-
-
-class _ScannedStep(nn.Module):
-  """The body of the scan: a step while i < depth, nothing at all beyond it."""
-
-  config: ModelConfig
-
-  @nn.compact
-  def __call__(self, carry, i, h_BxLxD, context, depth_B, pick, place_BxA, train):
-    z_BxLxD, picked_BxLxD = carry
-    tied = self.config.core_blocks == 1
-    step = (Step if tied else _Blocks)(self.config, name='step')
-    step_index = () if tied else (i,)
-
-    def think(step, z_BxLxD):
-      new_BxLxD = step(z_BxLxD, h_BxLxD, context, train, *step_index)
-      new_BxLxD = jnp.where((i < depth_B)[:, None, None], new_BxLxD, z_BxLxD)
-      real_BxL = context.real_BxL & (i < depth_B)[:, None]
-      return new_BxLxD, _distance(z_BxLxD, new_BxLxD, real_BxL)
-
-    rest = lambda step, z_BxLxD: (z_BxLxD, jnp.zeros(()))
-    if self.is_initializing():
-      new_BxLxD, distance = think(step, z_BxLxD)
-    else:
-      # Recomputed in its branch, or a step not taken would hand on zeros for all that one taken keeps.
-      think = nn.remat(think, prevent_cse=False) if self.config.remat else think
-      new_BxLxD, distance = nn.cond(i < depth_B.max(), think, rest, step, z_BxLxD)
-    if picked_BxLxD is not None:
-      picked_BxLxD = jnp.where(i == pick, new_BxLxD, picked_BxLxD)
-    out_BxAxD = None if place_BxA is None else at_places(new_BxLxD, place_BxA)
-    return (new_BxLxD, picked_BxLxD), (distance, out_BxAxD)
-
-
-def at_places(x_BxLxD: jax.Array, place_BxA: jax.Array | None) -> jax.Array:
-  """The states at the given tokens of each row [B, A, D]; None: all of them."""
-  return x_BxLxD if place_BxA is None else jnp.take_along_axis(x_BxLxD, place_BxA[..., None], axis=1)
-
-
-def _distance(old_BxLxD, new_BxLxD, real_BxL):
-  old, new = (jax.lax.stop_gradient(x).astype(jnp.float32) for x in (old_BxLxD, new_BxLxD))
-  moved_BxL = jnp.linalg.norm(new - old, axis=-1) / (jnp.linalg.norm(old, axis=-1) + 1e-6)
-  return jnp.where(real_BxL, moved_BxL, 0.0).sum() / jnp.maximum(real_BxL.sum(), 1)
 
 
 class Lares(nn.Module):
@@ -206,11 +158,7 @@ class Lares(nn.Module):
     layer = LAYERS[c.backbone.name]
     self.pre = [layer(c.backbone, c.pre_dropout) for _ in range(c.pre_layers)]
     if c.core_layers:
-      # Around the whole body: then nothing but Z is kept for each step, not H or the masks either.
-      body = nn.remat(_ScannedStep, static_argnums=(8,), prevent_cse=False) if c.remat else _ScannedStep
-      self.scan = nn.scan(
-        body, variable_broadcast='params', in_axes=(0, *[nn.broadcast] * 6),
-        split_rngs={'params': False, 'dropout': c.core_mask == 'step'})(c)
+      self.scan = self._recurrence(1).scan()  # holds the parameters; see `reason`
 
   def __call__(self, rows: Rows, z_BxLxD, depth_B, *, cap: int, train: bool = False, **wanted):
     """Z_T of every token, and what `reason` is asked for besides; see there."""
@@ -254,12 +202,26 @@ class Lares(nn.Module):
     if not self.config.core_layers:
       return Reasoning(h_BxLxD, None, None, jnp.zeros((0,)))
     depth_B = jnp.broadcast_to(depth_B, rows.item_BxL.shape[:1])
-    picked_BxLxD = None if pick is None else jnp.zeros_like(h_BxLxD)
-    carry = z_BxLxD.astype(h_BxLxD.dtype), picked_BxLxD
+    given = Given(Context.of(rows), depth_B, jnp.minimum(depth_B.max(), cap),
+                  self._keys(cap) if train else None, pick, place_BxA)
+    z_BxLxD = z_BxLxD.astype(h_BxLxD.dtype)
+    recurrence = self._recurrence(cap, train)
     with jax.named_scope('core'):
-      (state_BxLxD, picked_BxLxD), (distance_T, states_TxBxAxD) = self.scan(
-        carry, jnp.arange(cap), h_BxLxD, Context.of(rows), depth_B, pick, place_BxA, train)
-    return Reasoning(state_BxLxD, picked_BxLxD, states_TxBxAxD, distance_T)
+      if self.is_initializing():
+        self.scan((z_BxLxD, None), jnp.arange(1), h_BxLxD, given)
+      args = self.scan.variables['params'], z_BxLxD, h_BxLxD, given
+      return recomputed(recurrence, *args) if self.config.remat else recurrence.run(*args)[0]
+
+  def _recurrence(self, cap: int, train: bool = False) -> Recurrence:
+    make = Step if self.config.core_blocks == 1 else _Blocks
+    return Recurrence(functools.partial(make, self.config), cap, train)
+
+  def _keys(self, cap: int) -> jax.Array | None:
+    """Of each step's dropout [T]."""
+    if not self.has_rng('dropout'):
+      return None
+    key = self.make_rng('dropout')
+    return jax.random.split(key, cap) if self.config.core_mask == 'step' else jnp.stack([key] * cap)
 
 
 def initial_state(config: ModelConfig, rows: Rows, key: jax.Array, train: bool) -> jax.Array:

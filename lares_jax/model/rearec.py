@@ -13,7 +13,8 @@ from flax import linen as nn
 
 from lares_jax.data.rows import Rows
 from lares_jax.model.backbone import Context
-from lares_jax.model.lares import Lares, Reasoning, at_places
+from lares_jax.model.lares import Lares
+from lares_jax.model.recurrence import Reasoning, at_places
 
 
 class ReaRec(Lares):

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from lares_jax.catalogue import Catalogue, Likelihood
 from lares_jax.data.batches import Batch
 from lares_jax.data.rows import Rows
-from lares_jax.model.lares import at_places
+from lares_jax.model.recurrence import at_places
 from lares_jax.scoring import block_scores
 
 _MOST = math.log(0.999)  # share of the sum that may be taken off, at most: float32 has no more digits

@@ -13,7 +13,8 @@ from lares_jax.data.batches import Batch
 from lares_jax.data.rows import Array
 from lares_jax.model import depth
 from lares_jax.model.depth import DepthConfig
-from lares_jax.model.lares import Lares, at_places, initial_state
+from lares_jax.model.lares import Lares, initial_state
+from lares_jax.model.recurrence import at_places
 from lares_jax.objectives import history
 from lares_jax.scoring import as_query
 

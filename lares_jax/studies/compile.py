@@ -187,7 +187,8 @@ def report(name: str, build, deepest: int, experiment: Unbuilt, kind: str) -> bo
   r = experiment.config.depth.mean
   print(f'  {flops.of(experiment, build, r):>14,.0f} FLOPs a chip in matrix products at depth {r}')
   if kind in CLOCK:
-    print(f'  {hlo.cycles(text) / CLOCK[kind] * 1e3:>14,.1f} ms by XLA\'s estimate at depth {deepest}, '
+    estimate = hlo.cycles(text, deepest) / CLOCK[kind] * 1e3
+    print(f'  {estimate:>14,.1f} ms by XLA\'s estimate at depth {deepest}, '
           'collectives and kernels not included')
   print(f'  compiled in {time.time() - start:.0f} s')
   return fits

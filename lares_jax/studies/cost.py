@@ -18,7 +18,8 @@ from lares_jax.data.rows import Rows, blank
 from lares_jax.experiment import Experiment
 from lares_jax.model.backbone import Context
 from lares_jax.model.depth import DepthConfig
-from lares_jax.model.lares import Lares, Step, at_places
+from lares_jax.model.lares import Lares, Step
+from lares_jax.model.recurrence import at_places
 from lares_jax.studies import flops, timing
 from lares_jax.training import sharding
 from lares_jax.training.evaluation import begin, user_vectors
@@ -55,7 +56,7 @@ def flops_per_user(experiment: Experiment, depth: int) -> float:
     e.model, params, rows, place_1x1, begin(e.model, params, rows, 0), (depth,))
   program = jax.jit(encode).trace(e.abstract_params).jaxpr.jaxpr
   needed, _ = dce_jaxpr(program, [True] * len(program.outvars))  # ReaRec has no use for H
-  return flops.count(needed, 1.0) + catalogue_flops(e)
+  return flops.count(needed, 1.0, depth) + catalogue_flops(e)
 
 
 def catalogue_flops(experiment: Experiment) -> float:
@@ -79,9 +80,9 @@ def per_user(experiment: Experiment) -> PerUser:
 def unrolled(model: Lares, params, rows: Rows, steps: int) -> jax.Array:
   """States [B, L, D] after `steps` steps with no loop: a loop's body XLA counts only once."""
   h_BxLxD, z_BxLxD = begin(model, params, rows, 0)
-  for _ in range(steps):
+  for i in range(steps):
     z_BxLxD = Step(model.config).apply({'params': params['scan']['step']}, z_BxLxD, h_BxLxD,
-                                       Context.of(rows), False)
+                                       Context.of(rows), False, i)
   return z_BxLxD
 
 

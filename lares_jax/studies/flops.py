@@ -2,7 +2,7 @@
 
 XLA's own count takes the body of a loop once, whatever its length; here it counts as often as it
 runs. The depth is set by tracing the program anew with a constant depth, so that no step beyond it
-is there to be counted.
+is there to be counted; a loop whose length is not known is the one back over the steps taken.
 """
 
 import dataclasses
@@ -20,10 +20,10 @@ def of(experiment, build, depth: int) -> float:
     c, depth=DepthConfig(depth, 'constant'),
     catalogue=dataclasses.replace(c.catalogue, kernel='plain'))
   traced = build(dataclasses.replace(experiment, config=config))
-  return count(traced.jaxpr.jaxpr, 1 / experiment.mesh.shape['data'])
+  return count(traced.jaxpr.jaxpr, 1 / experiment.mesh.shape['data'], depth)
 
 
-def count(jaxpr, share: float) -> float:
+def count(jaxpr, share: float, depth: int) -> float:
   """FLOPs of a program; `share` is what one chip does of a product that is written for all."""
   total = 0.0
   for eqn in jaxpr.eqns:
@@ -33,12 +33,12 @@ def count(jaxpr, share: float) -> float:
       contracted = np.prod([eqn.invars[0].aval.shape[axis] for axis in left])
       total += 2.0 * share * contracted * np.prod(eqn.outvars[0].aval.shape)
     elif name == 'cond':
-      total += max(count(branch.jaxpr, share) for branch in params['branches'])
+      total += max(count(branch.jaxpr, share, depth) for branch in params['branches'])
     elif name == 'shard_map':  # written for one chip
-      total += count(_inner(params['jaxpr']), 1.0)
+      total += count(_inner(params['jaxpr']), 1.0, depth)
     else:
-      times = params['length'] if name == 'scan' else 1
-      total += times * sum(count(_inner(j), share) for j in _jaxprs(params))
+      times = params['length'] if name == 'scan' else depth if name == 'while' else 1
+      total += times * sum(count(_inner(j), share, depth) for j in _jaxprs(params))
   return total
 
 

@@ -25,11 +25,12 @@ def collectives(text: str) -> list[str]:
           for kind in _KINDS if sizes[kind]] or ['no collectives']
 
 
-def cycles(text: str) -> int:
+def cycles(text: str, depth: int) -> int:
   """XLA's estimate for a TPU core: of loops as often as they run, of branches the longest.
 
-  XLA writes an estimate to each fusion, and the bound of a loop as a constant of its condition;
-  it estimates neither collectives nor kernels.
+  XLA writes an estimate to each fusion, and the bound of a loop as a constant of its condition, but
+  for the loop back over the steps taken: `depth` of them. It estimates neither collectives nor
+  kernels.
   """
   bodies: dict[str, list[str]] = {}
   for part in re.split(r'\n(?=%|ENTRY)', text):
@@ -46,7 +47,7 @@ def cycles(text: str) -> int:
       called = re.search(r' call\(.*to_apply=%([\w.\-]+)', line)
       if loop:
         bound = re.findall(r'= s32\[\]\S* constant\((\d+)\)', '\n'.join(bodies.get(loop[1], ())))
-        total += of(loop[2]) * (int(bound[0]) if bound else 1)
+        total += of(loop[2]) * (int(bound[0]) if bound else depth)
       elif branches:
         total += max(of(b.strip().lstrip('%')) for b in branches[1].split(','))
       elif called:

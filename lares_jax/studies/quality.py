@@ -12,7 +12,7 @@ from lares_jax import metrics, report
 from lares_jax.adaptive import CRITERIA, Rule, changes, one_step
 from lares_jax.data.batches import EvalBatch
 from lares_jax.experiment import Experiment
-from lares_jax.model.lares import at_places
+from lares_jax.model.recurrence import at_places
 from lares_jax.studies.cost import PerUser, catalogue_flops
 from lares_jax.training.evaluation import Evaluator, begin, ranks_of_stack, user_vectors
 

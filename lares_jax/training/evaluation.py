@@ -14,7 +14,8 @@ from lares_jax.data.batches import Clock, DataConfig, EvalBatch, eval_batches
 from lares_jax.data.rows import Rows
 from lares_jax.data.store import Store
 from lares_jax.errors import InputError
-from lares_jax.model.lares import Lares, at_places, initial_state
+from lares_jax.model.lares import Lares, initial_state
+from lares_jax.model.recurrence import at_places
 from lares_jax.training import sharding
 
 History = Literal['ranked', 'removed']  # whether a user's own items stay in the ranking
