@@ -3,7 +3,8 @@
 Everything that compares a user vector with items: the cross-entropy of phase one, the reward and
 the target log-probabilities of phase two, evaluation, and recommendation. On a mesh the table's
 rows are split over the axis `catalogue` and queries over `data`; each device scores its own rows
-(`share`), and what crosses the wire is of the size of the queries, never of the table.
+(`share`). Along `catalogue` what crosses the wire is of the size of the queries; along `data` it is
+the gradient of a share of the table.
 """
 
 import dataclasses

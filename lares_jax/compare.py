@@ -29,13 +29,12 @@ import tqdm
 from absl import flags
 from ml_collections import config_flags
 
-from lares_jax import comparison, files, metrics, report, significance
+from lares_jax import comparison, files, metrics, processes, report, significance
 from lares_jax.comparison import Plan
 from lares_jax.errors import InputError, front_door
 from lares_jax.experiment import Experiment
 from lares_jax.model.lares import GIVEN
 from lares_jax.studies.cost import flops_per_user
-from lares_jax.training import processes
 from lares_jax.training.evaluation import History
 from lares_jax.training.log import training_seconds
 

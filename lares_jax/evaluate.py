@@ -12,10 +12,9 @@ import json
 import numpy as np
 from absl import flags
 
-from lares_jax import metrics, report
+from lares_jax import metrics, processes, report
 from lares_jax.errors import InputError, front_door, whole_numbers
 from lares_jax.experiment import Experiment
-from lares_jax.training import processes
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'A trained run.')
 _SPLIT = flags.DEFINE_enum('split', 'test', ['valid', 'test'], 'Which targets.')

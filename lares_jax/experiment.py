@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 
 from lares_jax import config as config_lib
-from lares_jax import metrics
+from lares_jax import metrics, processes
 from lares_jax.catalogue import Catalogue
 from lares_jax.config import Config
 from lares_jax.data import synthetic, text
@@ -30,7 +30,7 @@ from lares_jax.objectives.posttrain import Posttrain
 from lares_jax.objectives.pretrain import Pretrain
 from lares_jax.objectives.rearec import Rearec
 from lares_jax.prepare import PrepareOptions, prepared
-from lares_jax.training import processes, sharding
+from lares_jax.training import sharding
 from lares_jax.training.checkpoint import Checkpoints, abstract
 from lares_jax.training.evaluation import Evaluator
 from lares_jax.training.loop import Phase

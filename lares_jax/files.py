@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from lares_jax import processes
 from lares_jax.errors import InputError
-from lares_jax.training import processes
 
 
 @contextlib.contextmanager

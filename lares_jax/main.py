@@ -4,17 +4,16 @@
         --config.data.path=../shared/data/beauty.txt [--config.any.key=value ...]
 
 Stopped by a signal or killed, the same command goes on where it was. On several machines, start it on
-all of them with LARES_PROCESSES set (see training/processes.py and launch/).
+all of them with LARES_PROCESSES set (see processes.py and launch/).
 """
 
 from absl import flags
 from ml_collections import config_flags
 
 from lares_jax import config as config_lib
-from lares_jax import run
+from lares_jax import processes, run
 from lares_jax.errors import InputError, front_door
 from lares_jax.experiment import Experiment
-from lares_jax.training import processes
 
 _CONFIG = config_flags.DEFINE_config_file('config', help_string='A file of configs/.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Where checkpoints, metrics and results go.')

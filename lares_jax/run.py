@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from lares_jax import metrics, report, selection
+from lares_jax import metrics, processes, report, selection
 from lares_jax.errors import InputError
 from lares_jax.experiment import Experiment
 from lares_jax.files import held, write_arrays, write_json
-from lares_jax.training import loop, processes
+from lares_jax.training import loop
 from lares_jax.training.checkpoint import Checkpoints
 from lares_jax.training.evaluation import History
 

@@ -2,10 +2,9 @@
 
 import numpy as np
 
-from lares_jax import files
+from lares_jax import files, processes
 from lares_jax.errors import InputError
 from lares_jax.experiment import Experiment
-from lares_jax.training import processes
 
 
 def select(experiment: Experiment) -> None:

@@ -15,12 +15,12 @@ import tempfile
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # name: file of lares_jax/, the line, what it becomes, and the tests that are about it
 LINES = {
-  'mask': ('model/backbone.py', 'causal_LxL[None] & same_BxLxL &', 'causal_LxL[None] &',
+  'mask': ('model/backbone.py', '(same_BxLxL | ~rows.real_BxL[:, :, None]) & ', '',
            'test_backbones.py', 'company'),
   'tie-break': ('share.py', '0.5 * ~(scores_mxK < low_m[:, None])', '0.0 * scores_mxK',
                 'test_catalogue.py', 'by_hand or alike'),
-  'depth': ('model/lares.py', 'jnp.where((i < depth_B)[:, None, None], new_BxLxD',
-            'jnp.where((i <= depth_B)[:, None, None], new_BxLxD', 'test_model.py', 'every_depth'),
+  'depth': ('model/recurrence.py', 'jnp.where((i < given.depth_B)[:, None, None]',
+            'jnp.where((i <= given.depth_B)[:, None, None]', 'test_model.py', 'every_depth'),
   'advantage': ('objectives/posttrain.py', 'reward_GxM.std(axis=0, ddof=1)', 'reward_GxM.std(axis=0)',
                 'test_posttrain.py', ''),
   'kl': ('objectives/posttrain.py', 'jnp.expm1(gap) - gap', 'jnp.expm1(gap)',

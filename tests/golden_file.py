@@ -4,7 +4,7 @@ import pathlib
 
 import numpy as np
 
-from lares_jax.data.rows import Rows
+from lares_jax.data.rows import Rows, fill
 from lares_jax.model.backbone import BackboneConfig
 from lares_jax.model.lares import ModelConfig
 from lares_jax.model.tedrec import FusionConfig
@@ -21,9 +21,9 @@ def load(name: str) -> dict[str, np.ndarray]:
 
 
 def rows(item_BxL, length_B) -> Rows:
-  shape = item_BxL.shape
-  place = np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape)
-  return Rows(item_BxL, place, np.zeros(shape, np.int32), place < length_B[:, None])
+  """As the data set's rows are made, filling and all."""
+  row_S = np.arange(len(length_B))
+  return fill(item_BxL.reshape(-1), row_S * item_BxL.shape[1], length_B, row_S, 0 * row_S, item_BxL.shape)
 
 
 def config(name: str) -> ModelConfig:

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 
+import break_lines
 import pytest
 import yaml
 
@@ -37,3 +38,9 @@ def test_modules_and_files_that_are_named_exist(file):
     assert (ROOT / (module.replace('.', '/') + '.py')).exists(), module
   for name in re.findall(r'(?:launch|configs)/\w+\.(?:sh|py)\b', text):
     assert (ROOT / name).exists(), name
+
+
+@pytest.mark.parametrize('name', break_lines.LINES)
+def test_the_lines_that_break_lines_breaks_are_there(name):
+  file, line, broken, *_ = break_lines.LINES[name]
+  assert (ROOT / 'lares_jax' / file).read_text().count(line) == 1 and broken != line

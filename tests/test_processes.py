@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 import tiny
 
+from lares_jax import processes
 from lares_jax.errors import InputError
 from lares_jax.experiment import Experiment
-from lares_jax.training import processes, sharding
+from lares_jax.training import sharding
 from lares_jax.training import state as state_lib
 from lares_jax.training.checkpoint import Checkpoints, abstract
 from lares_jax.training.sharding import MeshConfig
@@ -46,7 +47,7 @@ import pathlib, sys
 import jax
 import jax.numpy as jnp
 from absl import flags
-from lares_jax.training import processes
+from lares_jax import processes
 from lares_jax.training.checkpoint import Checkpoints
 flags.FLAGS.mark_as_parsed()
 with processes.joined():

@@ -1,4 +1,4 @@
-"""Training batches: a pure function of (seed, step), built by whole-array gathers."""
+"""Batches, built by whole-array gathers; those of training are a pure function of (seed, step)."""
 
 import dataclasses
 import functools

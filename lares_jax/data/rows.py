@@ -67,7 +67,7 @@ def pack(length_S: np.ndarray, row_length: int) -> Plan:
 
 
 def rounded_up(size: int, base: int) -> int:
-  """The next power of `base`: few sizes, so few programs to compile."""
+  """The least power of `base` not below the size: few sizes, so few programs to compile."""
   rounded = 1
   while rounded < size:
     rounded *= base

@@ -21,7 +21,7 @@ guide, compute capability 9.0). A TPU's clock follows from its peak.
 
 Compiled for these chips (jax 0.10.2, M 4,096, V 10^6), not measured: cycles per 1,024 scores by the
 compiler's schedule (kernel) or XLA's estimate (plain; it overrates exponentials), and temporaries of
-the likelihood with its gradient. The sure gain is the memory.
+the likelihood with its gradient. On TPUs the sure gain is the memory.
 
   chip   kernel: forward, backward   plain: forward, backward   temporaries: kernel, plain
   v5e    2.3   4.9                   22.8   19.7                  0 MB     514 MB

@@ -45,10 +45,15 @@ class Context(NamedTuple):
 
   @classmethod
   def of(cls, rows: Rows) -> 'Context':
-    """Causal, within the segment, and never at filling."""
+    """Causal, within the segment, and never at filling.
+
+    Filling looks at all before it: where a row holds one history and a layer is not causal, its state
+    matters, and it is the published one.
+    """
     causal_LxL = jnp.tri(rows.item_BxL.shape[1], dtype=bool)
     same_BxLxL = rows.segment_BxL[:, :, None] == rows.segment_BxL[:, None, :]
-    visible_BxLxL = causal_LxL[None] & same_BxLxL & rows.real_BxL[:, None, :]
+    seen_BxLxL = (same_BxLxL | ~rows.real_BxL[:, :, None]) & rows.real_BxL[:, None, :]
+    visible_BxLxL = causal_LxL[None] & seen_BxLxL
     return cls(visible_BxLxL[:, None], rows.real_BxL, rows.position_BxL, rows.time_BxL)
 
 

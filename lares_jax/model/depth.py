@@ -11,14 +11,14 @@ _SPREAD = 0.5  # s of the log-normal rate
 
 @dataclasses.dataclass(frozen=True)
 class DepthConfig:
-  """Mean recurrence r and the law of the training depth; `mean` 0 is the plain backbone."""
+  """The law of the training depth, about `mean` (r) on average; `mean` 0 is the plain backbone."""
 
   mean: int = 4
   distribution: Distribution = 'poisson_lognormal'
 
   @property
   def cap(self) -> int:
-    """The largest depth that training can draw (for `poisson`, where it is cut)."""
+    """The largest depth that training can draw: where a law without an end is cut."""
     r = self.mean
     return {'poisson_lognormal': 3 * r, 'uniform': 2 * r, 'poisson_bounded': 2 * r,
             'poisson': 4 * r + 4, 'constant': r}[self.distribution] if r else 0

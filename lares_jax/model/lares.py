@@ -194,7 +194,7 @@ class Lares(nn.Module):
       rows: the tokens.
       z_BxLxD: the initial state Z_0.
       depth_B: steps for each row, or one number for all; traced, so one program serves all depths.
-      cap: static upper bound of the depth; steps beyond the largest depth cost nothing.
+      cap: static upper bound of the depth; steps beyond the largest depth are not taken.
       train: dropout on.
       pick: index from 0 of a step whose state is wanted besides the last.
       place_BxA: tokens of each row whose state is wanted after every step.

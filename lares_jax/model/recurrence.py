@@ -45,7 +45,7 @@ class Recurrence:
 
       z_BxLxD, h_BxLxD, context, train, i
 
-  Its parameters are one set for all steps, {'step': ..}.
+  Its parameters, {'step': ..}, are the same at every step.
   """
 
   make: Callable[..., nn.Module]

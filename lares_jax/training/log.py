@@ -12,8 +12,7 @@ import numpy as np
 import tensorboardX
 import tqdm
 
-from lares_jax import files
-from lares_jax.training import processes
+from lares_jax import files, processes
 
 
 class Log:

@@ -14,9 +14,10 @@ import jax
 import numpy as np
 import optax
 
+from lares_jax import processes
 from lares_jax.data.batches import TrainBatches
 from lares_jax.errors import InputError, Interrupted
-from lares_jax.training import optimizer, processes, sharding
+from lares_jax.training import optimizer, sharding
 from lares_jax.training import state as state_lib
 from lares_jax.training.checkpoint import Checkpoints, abstract
 from lares_jax.training.log import Log
