@@ -153,11 +153,14 @@ def table(recipe, ablations: bool, more=()):
   if ablations:
     runs['lares_phase_two'] = {'config': _changed(recipe(''), {'phases': ALL}), 'phase': 'posttrain',
                                'against': 'lares_phase_one', 'seeds': (1, 2)}
+    runs['lares_phase_two_all_prompts'] = {
+      'config': _changed(recipe(''), {'phases': ALL, 'select.top': 0}), 'phase': 'posttrain',
+      'against': 'lares_phase_two', 'seeds': (1,)}
     runs['lares_phase_one'] = {'of': 'lares_phase_two', 'phase': 'pretrain',
                                'against': 'lares_phase_one'}  # just these seeds; nothing is tested
     for name, changes in backbones.items():  # the plug-in: each backbone under LARES
       for kind, variant in (('quick', 'quick'), ('lares', '')):
-        config = _changed(recipe(variant), changes)
+        config = _changed(recipe(variant), {**changes, **_as_scores(changes)})
         runs[f'{kind}_{name}'] = {'config': config, 'against': name, 'seeds': (0,)}
     runs['lares_hstu']['seeds'] = (0, 1, 2)  # the plug-in with alignments that a CPU can afford
     for name, seeds in (('hstu', (0, 1, 2)), ('fmlp', (0,)), ('bsarec', (0,))):
@@ -180,6 +183,13 @@ def plan(runs, reference: str = 'sasrec', seeds=(0, 1, 2)):
     {'reference': reference, 'seeds': seeds, 'data_path': '', 'resamples': 1999})
   config.runs = ml_collections.ConfigDict(runs, sort_keys=False)  # the order of the table
   return config
+
+
+def _as_scores(changes):
+  """Alignment of states as they score items, where the scores are cosines."""
+  if changes.get('catalogue.similarity') != 'cos':
+    return {}
+  return {'pretrain.loss.similarity': 'cos', 'pretrain.loss.tau': changes['catalogue.tau']}
 
 
 def _changed(config, changes):

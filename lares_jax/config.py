@@ -135,6 +135,9 @@ class Config:
     if self.depth.mean and max(self.evaluate.depths) > self.model.deepest:
       raise InputError(f'evaluate.depths={self.evaluate.depths}: this model goes from 0 to '
                        f'{self.model.deepest}')
+    if self.catalogue.loss == 'gbce' and 'posttrain' in self.phase_list:
+      raise InputError('catalogue.loss=gbce: gives no probabilities, and phase two compares those; set '
+                       'phases=pretrain, or catalogue.loss=exact or sampled')
     if self.aligns and not self.pretrain.train.pairs:
       raise InputError('pretrain.train.pairs=0, but a term of the loss compares pairs: say how many '
                        'a step, or set its weight (pretrain.loss.alpha, .gamma; .rearec.contrast) to 0')

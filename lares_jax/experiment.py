@@ -18,7 +18,7 @@ from lares_jax import metrics, processes
 from lares_jax.catalogue import Catalogue
 from lares_jax.config import Config
 from lares_jax.data import synthetic, text
-from lares_jax.data.batches import Clock, TrainBatches
+from lares_jax.data.batches import NO_TIMES, Clock, TrainBatches
 from lares_jax.data.rows import blank
 from lares_jax.data.store import Store, is_prepared
 from lares_jax.errors import InputError
@@ -179,7 +179,7 @@ class Experiment:
 
   @functools.cached_property
   def clock(self) -> Clock:
-    return Clock.of(self.store) if self.config.model.backbone.times else Clock()
+    return Clock.of(self.store) if self.config.model.backbone.times else NO_TIMES
 
   @functools.cached_property
   def mesh(self) -> jax.sharding.Mesh:
@@ -212,8 +212,9 @@ class Experiment:
 
   @property
   def depths(self) -> tuple[int, ...]:
-    """The depths of the final report."""
-    return self.config.evaluate.depths if self.config.depth.mean else (0,)
+    """The depths of the final report, that of training's validation among them."""
+    mean = self.config.depth.mean
+    return tuple(sorted({*self.config.evaluate.depths, mean})) if mean else (0,)
 
   def init_params(self) -> Any:
     """Those of `pretrain.start`, or fresh ones, born where they live, and what the data set gives.

@@ -35,16 +35,22 @@ def load(experiment: Experiment) -> np.ndarray | None:
   """One flag for every interaction, or None where no selection was made: all prompts count.
 
   Raises:
-    InputError: the selection was made with other settings.
+    InputError: the selection was made with other settings, or is lost.
   """
   file = experiment.workdir / 'prompts.npz'
   if not file.exists():
+    if 'select' in experiment.config.phase_list:
+      raise InputError(f'{file} is missing, and with it which prompts phase two began with; bring it '
+                       'back, or choose another --workdir')
     return None
   found = np.load(file)
-  if tuple(found['settings']) != _settings(experiment):
-    raise InputError(f'{file}: made with another select.top or select.passes; add select to phases')
+  if [str(x) for x in found['settings']] != _settings(experiment):
+    raise InputError(f'{file}: made with another select.top, select.passes or posttrain.start; add '
+                     'select to phases')
   return found['kept_N']
 
 
-def _settings(experiment: Experiment) -> tuple[int, int]:
-  return experiment.config.select.top, experiment.config.select.passes
+def _settings(experiment: Experiment) -> list[str]:
+  """What a selection depends on besides phase one's result here."""
+  c = experiment.config
+  return [str(c.select.top), str(c.select.passes), *([c.posttrain.start] if c.posttrain.start else [])]

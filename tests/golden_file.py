@@ -23,7 +23,8 @@ def load(name: str) -> dict[str, np.ndarray]:
 def rows(item_BxL, length_B) -> Rows:
   """As the data set's rows are made, filling and all."""
   row_S = np.arange(len(length_B))
-  return fill(item_BxL.reshape(-1), row_S * item_BxL.shape[1], length_B, row_S, 0 * row_S, item_BxL.shape)
+  shape = item_BxL.shape
+  return fill(item_BxL.reshape(-1), row_S * shape[1], length_B, row_S, 0 * row_S, shape)
 
 
 def config(name: str) -> ModelConfig:

@@ -87,6 +87,23 @@ def test_pretraining_terms_and_gradients(name):
   _compare(grads, golden, 'spt/grad/', 1e-4)
 
 
+def test_false_negatives_leave_the_alignment_where_asked():
+  """A pair that shares a target with another is no longer held against it; counted by hand."""
+  golden = load('transformer_add_dot')
+  batch = _batch(golden)
+  target_P = batch.pair_target_P
+  target_P = np.where(np.arange(len(target_P)) == 1, target_P[0], target_P)
+  batch = batch._replace(pair_target_P=target_P)
+  for masked in (False, True):
+    objective = pretrain.Pretrain(
+      Lares(config('transformer_add_dot'), 30), _scoring('transformer_add_dot'), DEPTH,
+      pretrain.PretrainConfig(mask_same_target=masked))
+    counted_PxP = np.asarray(objective._counted(batch))
+    for p, q in np.ndindex(counted_PxP.shape):
+      alike = p != q and target_P[p] == target_P[q]
+      assert counted_PxP[p, q] == (batch.paired_P[p] and batch.paired_P[q] and not (masked and alike))
+
+
 @pytest.mark.parametrize('reward', ('recall', 'ndcg'))
 # Not bsarec and fmlp: they see the filling, where the published reference puts a vector, not zero.
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The model's own laws: company, depth, one set of parameters. Of every backbone: test_backbones.py."""
 
 import dataclasses
+import functools
 import typing
 
 import jax
@@ -83,22 +84,38 @@ def test_the_gradient_of_a_run_is_that_of_the_program_differentiated(changes):
   # A plain sum of a norm is constant.
   normal = lambda *shape: np.random.default_rng(0).normal(size=shape)
 
-  def gradients(remat: bool, cap: int, depth_B, pick: int):
+  def gradients(remat: bool, cap: int):
     model, params = _init(dataclasses.replace(config, remat=remat), rows)
 
-    def loss(params, z0):
+    def loss(params, z0, depth_B, pick):
       out = model.apply({'params': params}, rows, z0, depth_B, cap=cap, train=True, pick=pick,
                         place_BxA=place_BxA, rngs={'dropout': jax.random.key(2)})
       left = out.state_BxLxD, out.picked_BxLxD ** 2, out.states_TxBxAxD[:4]
       return sum((x * normal(*x.shape)).sum() for x in left)
 
-    return jax.jit(jax.grad(loss, (0, 1)))(params, z0)
+    return functools.partial(jax.jit(jax.grad(loss, (0, 1))), params, z0)
 
-  for depth_B, pick in ((jnp.array([3, 3]), 1), (jnp.array([1, 4]), 2), (jnp.array([2, 1]), 3)):
-    want = gradients(False, 4, depth_B, pick)
-    for cap in (4, 7) if config.core_mask == 'shared' else (4,):  # else each cap has masks of its own
+  plain = gradients(False, 4)
+  # Where each step has masks of its own, another cap has others.
+  ours = [gradients(True, cap) for cap in ((4, 7) if config.core_mask == 'shared' else (4,))]
+  for depths, pick in (([3, 3], 1), ([1, 4], 2), ([2, 1], 2)):
+    want = plain(jnp.array(depths), pick)
+    for gradient in ours:
       jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
-                   gradients(True, cap, depth_B, pick), want)
+                   gradient(jnp.array(depths), pick), want)
+
+
+@pytest.mark.parametrize('core_mask', ('step', 'shared'))
+def test_each_step_has_masks_of_its_own_unless_they_are_shared(core_mask):
+  config = dataclasses.replace(MODEL, core_dropout=0.3, core_mask=core_mask)
+  rows = _rows([0, 5], [5, 3], [0, 1], [0, 0], (2, 8))
+  model, params = _init(config, rows)
+  apply = functools.partial(
+    model.apply, {'params': params}, cap=2, train=True, rngs={'dropout': jax.random.key(2)})
+  run = jax.jit(lambda z0, depth: apply(rows, z0, depth).state_BxLxD)
+  z0 = initial_state(config, rows, jax.random.key(1), train=False)
+  alike = np.allclose(run(run(z0, 1), 1), run(z0, 2), atol=1e-5)
+  assert alike == (core_mask == 'shared')
 
 
 def test_initial_states():

@@ -75,7 +75,11 @@ def test_a_selection_of_other_settings_is_not_taken_for_this_one(finished, tmp_p
   other = dataclasses.replace(finished.config, select=SelectConfig(top=3))
   with pytest.raises(InputError, match=r'prompts\.npz: made with another select\.top'):
     selection.load(dataclasses.replace(finished, config=other))
-  assert selection.load(dataclasses.replace(finished, workdir=tmp_path)) is None
+  elsewhere = dataclasses.replace(finished, workdir=tmp_path)
+  with pytest.raises(InputError, match=r'prompts\.npz is missing'):
+    selection.load(elsewhere)
+  all_count = dataclasses.replace(finished.config, phases='pretrain,posttrain')
+  assert selection.load(dataclasses.replace(elsewhere, config=all_count)) is None
 
 
 def test_a_phase_that_is_not_asked_for_any_more_is_not_in_the_result(finished, tmp_path):

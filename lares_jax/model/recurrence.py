@@ -95,7 +95,7 @@ class Recurrence:
 
     d_z_BxLxD = d.state_BxLxD
     if d.picked_BxLxD is not None:  # beyond the depth all states are the last
-      d_z_BxLxD += jnp.where(taken <= pick, d.picked_BxLxD, 0)
+      d_z_BxLxD += jnp.where((taken <= pick) & (pick < self.cap), d.picked_BxLxD, 0)
     if d.states_TxBxAxD is not None:
       late_Tx1x1x1 = jnp.arange(self.cap)[:, None, None, None] >= taken
       d_z_BxLxD = plus(d_z_BxLxD, jnp.where(late_Tx1x1x1, d.states_TxBxAxD, 0).sum(0))

@@ -91,13 +91,15 @@ class Pretrain:
 
   def loss(self, params, batch: Batch, draw: Draw, initial, keys):
     """The loss given the initial states of the forward, the partners and a separate first view."""
-    steps, pick = draw
+    c, (steps, pick) = self.config, draw
+    of_step = c.gamma > 0 and c.gamma_view == 'step' and batch.partner is not None
 
-    def think(rows, z_BxLxD, key):
+    def think(rows, z_BxLxD, key, pick=None):
       return self.model.apply({'params': params}, rows, z_BxLxD, steps, cap=self.depth.cap,
                               pick=pick, train=True, rngs={'dropout': key})
 
-    out = think(batch.rows, initial[0], keys[0])
+    pick = pick if of_step or c.early > 0 else None
+    out = think(batch.rows, initial[0], keys[0], pick)
     scored_BxA = batch.scored_BxA
     if self.config.history == 'removed':
       own_BxAxL, scored_BxA = history.owned(batch)
@@ -127,7 +129,7 @@ class Pretrain:
     of_dropout = self.config.gamma > 0 and self.config.gamma_view == 'dropout'
     first = second = out
     if self.config.views == 'separate' or of_dropout:
-      second = think(batch.rows, initial[2], keys[2])
+      second = think(batch.rows, initial[2], keys[2], pick)
     if self.config.views == 'separate':
       first, second = second, first
     counted_PxP = self._counted(batch)

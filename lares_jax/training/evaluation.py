@@ -10,7 +10,7 @@ import numpy as np
 import tqdm
 
 from lares_jax.catalogue import Catalogue
-from lares_jax.data.batches import Clock, DataConfig, EvalBatch, eval_batches
+from lares_jax.data.batches import NO_TIMES, Clock, DataConfig, EvalBatch, eval_batches
 from lares_jax.data.rows import Rows
 from lares_jax.data.store import Store
 from lares_jax.errors import InputError
@@ -45,7 +45,7 @@ class Evaluator:
   data: DataConfig
   config: EvaluationConfig
   mesh: jax.sharding.Mesh
-  clock: Clock = Clock()
+  clock: Clock = NO_TIMES
 
   def ranks(self, params, split: str, depths: tuple[int, ...], *, history: History | None = None,
             draw: int = 0) -> np.ndarray:

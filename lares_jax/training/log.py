@@ -56,9 +56,9 @@ class Log:
     self._sums, self._steps = collections.defaultdict[str, float](float), 0
     self._since = time.perf_counter()
 
-  def write(self, step: int, kind: str, metrics: dict[str, float]) -> None:
-    """One line, and the same as TensorBoard scalars."""
-    entry = {'phase': self._phase, 'step': step, 'kind': kind}
+  def write(self, step: int, kind: str, metrics: dict[str, float], **words: str) -> None:
+    """One line, and the same numbers as TensorBoard scalars."""
+    entry = {'phase': self._phase, 'step': step, 'kind': kind, **words}
     assert not entry.keys() & metrics.keys(), 'a metric may not take the name of what counts lines'
     entry |= {k: float(np.float32(v)) for k, v in metrics.items()}
     self._file.write(json.dumps(entry) + '\n')

@@ -147,7 +147,7 @@ def _loop(phase, state, step, progress, step_of, checkpoints, config, mesh, log,
       log.flush(step)
       if due and step != checkpoints.latest_step:
         metrics = phase.validate(state.evaluated)
-        log.write(step, 'validation', metrics)
+        log.write(step, 'validation', metrics, history=phase.history)
         if progress.see(step, metrics['ndcg@10']):
           checkpoints.save_best(step, state.evaluated, metrics)
         said = _sentence(phase, step, metrics, progress)
