@@ -91,17 +91,17 @@ class Pretrain:
 
   def loss(self, params, batch: Batch, draw: Draw, initial, keys):
     """The loss given the initial states of the forward, the partners and a separate first view."""
-    c, (steps, pick) = self.config, draw
+    c, steps = self.config, draw.depth
     of_step = c.gamma > 0 and c.gamma_view == 'step' and batch.partner is not None
+    pick = draw.pick if of_step or c.early > 0 else None
 
     def think(rows, z_BxLxD, key, pick=None):
       return self.model.apply({'params': params}, rows, z_BxLxD, steps, cap=self.depth.cap,
                               pick=pick, train=True, rngs={'dropout': key})
 
-    pick = pick if of_step or c.early > 0 else None
     out = think(batch.rows, initial[0], keys[0], pick)
     scored_BxA = batch.scored_BxA
-    if self.config.history == 'removed':
+    if c.history == 'removed':
       own_BxAxL, scored_BxA = history.owned(batch)
     scored_M = scored_BxA.reshape(-1)
     targets = jnp.maximum(scored_M.sum(), 1)
@@ -110,7 +110,7 @@ class Pretrain:
       query_BxAxD = at_places(state_BxLxD, batch.place_BxA).astype(jnp.float32)
       args = (query_BxAxD.reshape(scored_M.shape[0], -1), batch.target_BxA.reshape(-1), scored_M,
               params['item'])
-      if self.config.history == 'ranked':
+      if c.history == 'ranked':
         return self.catalogue.total(lambda logprob_M: -logprob_M, *args, key=key)[0] / targets
       logprob_BxA = history.without(self.catalogue.likelihood(*args), query_BxAxD, own_BxAxL,
                                     batch.rows, params['item'], self.catalogue)
@@ -120,33 +120,33 @@ class Pretrain:
     metrics = {'cross_entropy': loss, 'targets': targets, 'depth': steps,
                'distance_first': out.distance_T[:1].sum(),
                'distance_last': out.distance_T[jnp.maximum(steps - 1, 0)] if self.depth.cap else 0.0}
-    if self.config.early > 0 and out.picked_BxLxD is not None:
+    if c.early > 0 and out.picked_BxLxD is not None:
       metrics['early'] = cross_entropy(out.picked_BxLxD, jax.random.fold_in(keys[0], 2))
-      loss += self.config.early * metrics['early']
+      loss += c.early * metrics['early']
     if batch.partner is None:
       return loss, metrics
 
-    of_dropout = self.config.gamma > 0 and self.config.gamma_view == 'dropout'
+    of_dropout = c.gamma > 0 and c.gamma_view == 'dropout'
     first = second = out
-    if self.config.views == 'separate' or of_dropout:
+    if c.views == 'separate' or of_dropout:
       second = think(batch.rows, initial[2], keys[2], pick)
-    if self.config.views == 'separate':
+    if c.views == 'separate':
       first, second = second, first
     counted_PxP = self._counted(batch)
     view = lambda x_BxLxD, place_P: as_query(
-      x_BxLxD.reshape(-1, x_BxLxD.shape[-1])[place_P], self.config.similarity)
+      x_BxLxD.reshape(-1, x_BxLxD.shape[-1])[place_P], c.similarity)
     last_PxD = view(first.state_BxLxD, batch.anchor_P)
-    if self.config.alpha > 0:
+    if c.alpha > 0:
       partner = think(batch.partner, initial[1], keys[1])
       partner_PxD = view(partner.state_BxLxD, batch.partner_P)
-      metrics['trajectory'] = infonce(last_PxD, partner_PxD, self.config.tau, counted_PxP)
-      loss += self.config.alpha * metrics['trajectory']
-    if self.config.gamma > 0:
+      metrics['trajectory'] = infonce(last_PxD, partner_PxD, c.tau, counted_PxP)
+      loss += c.alpha * metrics['trajectory']
+    if c.gamma > 0:
       other_PxD = view(second.state_BxLxD if of_dropout else first.picked_BxLxD, batch.anchor_P)
-      term = infonce(last_PxD, other_PxD, self.config.tau, counted_PxP)
+      term = infonce(last_PxD, other_PxD, c.tau, counted_PxP)
       term = term if of_dropout else jnp.where(steps > 1, term, 0.0)
-      metrics[f'{self.config.gamma_view}_alignment'] = term
-      loss += self.config.gamma * term
+      metrics[f'{c.gamma_view}_alignment'] = term
+      loss += c.gamma * term
     return loss, metrics
 
   def _counted(self, batch: Batch) -> jax.Array:
