@@ -97,7 +97,8 @@ def test_the_gradient_of_a_run_is_that_of_the_program_differentiated(changes):
 
   plain = gradients(False, 4)
   # Where each step has masks of its own, another cap has others.
-  ours = [gradients(True, cap) for cap in ((4, 7) if config.core_mask == 'shared' else (4,))]
+  others = [(True, 4)] + [(remat, 7) for remat in (False, True) if config.core_mask == 'shared']
+  ours = [gradients(remat, cap) for remat, cap in others]
   for depths, pick in (([3, 3], 1), ([1, 4], 2), ([2, 1], 2)):
     want = plain(jnp.array(depths), pick)
     for gradient in ours:

@@ -362,6 +362,9 @@ def test_settings_that_do_not_go_together_are_refused(store):
   bsarec = dataclasses.replace(config.model.backbone, name='bsarec')
   with pytest.raises(InputError, match='rows=prefix'):
     dataclasses.replace(config, model=dataclasses.replace(config.model, backbone=bsarec))
+  gbce = dataclasses.replace(config.catalogue, loss='gbce')
+  with pytest.raises(InputError, match=r'catalogue\.loss=gbce: gives no probabilities'):
+    dataclasses.replace(config, catalogue=gbce, phases='pretrain,posttrain')
 
 
 def test_evaluation_does_not_depend_on_the_batch(finished):

@@ -208,7 +208,7 @@ class Lares(nn.Module):
     recurrence = self._recurrence(cap, train)
     with jax.named_scope('core'):
       if self.is_initializing():
-        self.scan((z_BxLxD, None), jnp.arange(1), h_BxLxD, given)
+        self.scan(z_BxLxD, jnp.arange(1), h_BxLxD, given)
       args = self.scan.variables['params'], z_BxLxD, h_BxLxD, given
       return recomputed(recurrence, *args) if self.config.remat else recurrence.run(*args)[0]
 

@@ -66,11 +66,13 @@ class Recurrence:
 
   def run(self, params, z_BxLxD, h_BxLxD, given: Given) -> tuple[Reasoning, jax.Array]:
     """What a run leaves behind, and the states before each step [T, B, L, D]."""
-    picked_BxLxD = None if given.pick is None else jnp.zeros_like(z_BxLxD)
-    carry = z_BxLxD, picked_BxLxD
     out: Any = self.scan(parent=None).apply(
-      {'params': params}, carry, jnp.arange(self.cap), h_BxLxD, given)
-    (state_BxLxD, picked_BxLxD), (distance_T, states_TxBxAxD, z_TxBxLxD) = out
+      {'params': params}, z_BxLxD, jnp.arange(self.cap), h_BxLxD, given)
+    state_BxLxD, (distance_T, states_TxBxAxD, z_TxBxLxD) = out
+    picked_BxLxD = None
+    if given.pick is not None:  # the state after a step is that before the next
+      after = jnp.asarray(given.pick) + 1
+      picked_BxLxD = jnp.where(after < self.cap, z_TxBxLxD[after], state_BxLxD)
     return Reasoning(state_BxLxD, picked_BxLxD, states_TxBxAxD, distance_T), z_TxBxLxD
 
   def gradient(self, params, z_TxBxLxD, h_BxLxD, given: Given, d: Reasoning):
@@ -95,7 +97,7 @@ class Recurrence:
 
     d_z_BxLxD = d.state_BxLxD
     if d.picked_BxLxD is not None:  # beyond the depth all states are the last
-      d_z_BxLxD += jnp.where((taken <= pick) & (pick < self.cap), d.picked_BxLxD, 0)
+      d_z_BxLxD += jnp.where(taken <= pick, d.picked_BxLxD, 0)
     if d.states_TxBxAxD is not None:
       late_Tx1x1x1 = jnp.arange(self.cap)[:, None, None, None] >= taken
       d_z_BxLxD = plus(d_z_BxLxD, jnp.where(late_Tx1x1x1, d.states_TxBxAxD, 0).sum(0))
@@ -129,8 +131,7 @@ class _ScannedStep(nn.Module):
   recurrence: Recurrence
 
   @nn.compact
-  def __call__(self, carry, i, h_BxLxD, given: Given):
-    z_BxLxD, picked_BxLxD = carry
+  def __call__(self, z_BxLxD, i, h_BxLxD, given: Given):
     if self.is_initializing():
       self.recurrence.make(name='step')(z_BxLxD, h_BxLxD, given.context, False, i)
 
@@ -141,10 +142,8 @@ class _ScannedStep(nn.Module):
 
     rest = lambda z_BxLxD: (z_BxLxD, jnp.zeros(()))
     new_BxLxD, distance = jax.lax.cond(i < given.taken, think, rest, z_BxLxD)
-    if picked_BxLxD is not None:
-      picked_BxLxD = jnp.where(i == given.pick, new_BxLxD, picked_BxLxD)
     out_BxAxD = None if given.place_BxA is None else at_places(new_BxLxD, given.place_BxA)
-    return (new_BxLxD, picked_BxLxD), (distance, out_BxAxD, z_BxLxD)
+    return new_BxLxD, (distance, out_BxAxD, z_BxLxD)
 
 
 def at_places(x_BxLxD: jax.Array, place_BxA: jax.Array | None) -> jax.Array:
