@@ -17,10 +17,8 @@ import dataclasses
 import hashlib
 import json
 import operator
-import os
 import pathlib
 import shutil
-import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,6 +30,7 @@ from absl import flags
 from flax import traverse_util
 
 from lares_jax import metrics
+from lares_jax.aside import aside
 from lares_jax.catalogue import Catalogue
 from lares_jax.data.rows import Rows
 from lares_jax.errors import InputError, front_door
@@ -80,12 +79,9 @@ def export(workdir: str, output: str, platforms: Sequence[str] = USUAL, k: int =
   recommender = Recommender.of(experiment)
   if not 1 <= k <= len(recommender.item_ids):
     raise InputError(f'--k={k}: from 1 to the {len(recommender.item_ids)} items there are')
-  directory.parent.mkdir(parents=True, exist_ok=True)
-  with tempfile.TemporaryDirectory(prefix=f'.{directory.name}.', dir=directory.parent) as aside:
-    fresh = pathlib.Path(aside) / 'new'
+  with aside(directory) as fresh:
     fresh.mkdir()
     _write(fresh, experiment, recommender, platforms, k, table)
-    os.rename(fresh, directory)
 
 
 def _write(directory: pathlib.Path, experiment: Experiment, recommender: Recommender,

@@ -1,10 +1,9 @@
-"""Small files of a run: written aside, then renamed, by the first process alone."""
+"""Small files of a run, which the first process alone writes."""
 
 import contextlib
 import fcntl
 import io
 import json
-import os
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from lares_jax import processes
+from lares_jax.aside import aside
 from lares_jax.errors import InputError
 
 
@@ -40,9 +40,8 @@ def write(path: pathlib.Path, content: bytes) -> None:
   """A file that is there is whole: a kill in between leaves the one before."""
   if not processes.first():
     return
-  aside = path.with_suffix('.aside')
-  aside.write_bytes(content)
-  os.replace(aside, path)
+  with aside(path) as fresh:
+    fresh.write_bytes(content)
 
 
 def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:

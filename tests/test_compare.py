@@ -131,7 +131,7 @@ def test_the_table_of_real_runs(trained, capsys):
   assert js['rows'] == lines
   assert csv['run'].to_list() == [x['run'] for x in lines]
   assert csv['ndcg@10'].to_list() == pytest.approx([x['ndcg@10'] for x in lines])
-  assert not list(workdir.glob('*.aside'))
+  assert not list(workdir.glob('.compare*'))
 
 
 def test_flops_grow_by_the_same_for_every_step_and_hold_the_catalogue(trained):

@@ -38,7 +38,7 @@ def test_each_title_is_encoded_into_its_own_item(store, tmp_path, kind, monkeypa
   assert title_V == [named.get(i, '') for i in store.item_ids]
   written = text.write(store, title_V, _encode)
   assert os.listdir(store.directory).count('text.npy') == 1
-  assert not [f for f in os.listdir(store.directory) if 'aside' in f]
+  assert not [f for f in os.listdir(store.directory) if f.startswith('.')]
   table = text.load(store, 3, 32)
   np.testing.assert_array_equal(table[:30, 1], [t.count('a') for t in title_V])
   nothing = list(store.item_ids).index('i0')
@@ -65,7 +65,7 @@ def test_a_failing_encoder_leaves_the_former_table(store):
   with pytest.raises(RuntimeError):
     text.write(store, ['b'] * 30, breaks)
   assert fed and (text.load(store, 3, 30)[:, 1] == 1).all()
-  assert not [f for f in os.listdir(store.directory) if 'aside' in f]
+  assert not [f for f in os.listdir(store.directory) if f.startswith('.')]
 
 
 def test_what_does_not_fit_is_said(store, tmp_path, monkeypatch):

@@ -20,14 +20,13 @@ import hashlib
 import itertools
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import polars as pl
 
+from lares_jax.aside import aside
 from lares_jax.data.rows import ranges
 from lares_jax.errors import InputError
 
@@ -154,18 +153,9 @@ def written_aside(output: str | os.PathLike[str]) -> Iterator[str]:
     if foreign := sorted({*os.listdir(output)} - own):
       raise InputError(f'{output}: holds {foreign[0]}, which is not of the data set and would be lost; '
                        'move it away or choose another place')
-  parent, name = os.path.split(output)
-  os.makedirs(parent, exist_ok=True)
-  aside = tempfile.mkdtemp(prefix=f'.{name}.', dir=parent)
-  try:
-    fresh = os.path.join(aside, 'new')
-    os.mkdir(fresh)
-    yield fresh
-    if os.path.exists(output):
-      os.rename(output, os.path.join(aside, 'old'))
-    os.rename(fresh, output)
-  finally:
-    shutil.rmtree(aside, ignore_errors=True)
+  with aside(output) as fresh:
+    fresh.mkdir()
+    yield os.fspath(fresh)
 
 
 def write(

@@ -30,6 +30,7 @@ import polars as pl
 from scipy import stats
 
 from lares_jax import metrics
+from lares_jax.aside import aside
 from lares_jax.errors import InputError
 
 _FIRST_SECOND = 1_704_067_200  # 2024-01-01, in Unix time
@@ -138,16 +139,14 @@ def generate(world: World) -> pl.DataFrame:
 
 def write(world: World, path: str | os.PathLike[str]) -> None:
   """Writes the raw log as CSV."""
-  aside = f'{os.fspath(path)}.{os.getpid()}.part'  # another process may be at it, too
-  generate(world).write_csv(aside)
-  os.replace(aside, path)
+  with aside(path) as fresh:
+    generate(world).write_csv(fresh)
 
 
 def built_in(cache: str | os.PathLike[str]) -> str:
   """The path of the raw log of the built-in world, which is written on first use."""
   path = os.path.join(cache, 'built_in.csv')
   if not os.path.exists(path):
-    os.makedirs(cache, exist_ok=True)
     write(World(), path)
   return path
 

@@ -17,6 +17,7 @@ import polars as pl
 import tqdm
 from absl import flags
 
+from lares_jax.aside import aside
 from lares_jax.data.formats import reading, scan, sources
 from lares_jax.data.store import Store
 from lares_jax.errors import InputError, front_door
@@ -59,22 +60,17 @@ def titles(store: Store, inputs: str, item: str, title: str) -> list[str]:
 
 
 def write(store: Store, title_V: Sequence[str], encode: Encode) -> str:
-  """Encodes every title into text.npy, written aside and then renamed; returns its path."""
+  """Encodes every title into text.npy; returns its path."""
   path = os.path.join(store.directory, _FILE)
-  aside = f'{path}.aside'
   starts = range(0, len(title_V), _TEXTS)
-  try:
+  with aside(path) as fresh:
     shape = (len(title_V), encode(title_V[:1]).shape[1])
-    table_VxW = np.lib.format.open_memmap(aside, 'w+', np.float32, shape)
+    table_VxW = np.lib.format.open_memmap(fresh, 'w+', np.float32, shape)
     for start in tqdm.tqdm(starts, 'encode titles', disable=None):
       texts = title_V[start : start + _TEXTS]
       has_title = np.array([text != '' for text in texts])
       table_VxW[start : start + len(texts)] = np.where(has_title[:, None], encode(texts), 0)
     table_VxW.flush()
-    os.replace(aside, path)
-  finally:
-    if os.path.exists(aside):
-      os.remove(aside)
   return path
 
 
