@@ -47,7 +47,8 @@ def train_step(state: TrainState, reference, batch, draw, *, objective, optimize
   trained, given = split(state.params)
   loss = lambda trained: objective({**trained, **given}, reference, batch, draw, key)
   (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(trained)
-  norm = optax.global_norm(grads)
+  square_N = jnp.stack([jnp.square(g).sum() for g in jax.tree.leaves(grads)])
+  norm = jnp.sqrt(square_N.sum())
 
   def update(state: TrainState) -> TrainState:
     updates, opt_state = optimizer.update(grads, state.opt_state, trained)
@@ -61,7 +62,7 @@ def train_step(state: TrainState, reference, batch, draw, *, objective, optimize
 
   finite = jnp.isfinite(value) & jnp.isfinite(norm)
   state = jax.lax.cond(finite, update, lambda state: state, state)
-  bad = jnp.stack([~jnp.isfinite(g).all() for g in jax.tree.leaves(grads)])
   scalars = {k: v for k, v in metrics.items() if jnp.ndim(v) == 0}
-  metrics = {'loss': value, 'grad_norm': norm, **scalars, 'finite': finite, 'bad': bad}
+  metrics = {'loss': value, 'grad_norm': norm, **scalars, 'finite': finite,
+             'bad': ~jnp.isfinite(square_N)}
   return state._replace(step=state.step + 1), metrics
