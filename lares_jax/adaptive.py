@@ -17,7 +17,7 @@ import numpy as np
 
 from lares_jax.catalogue import Catalogue
 from lares_jax.data.batches import DataConfig
-from lares_jax.data.rows import Plan, Rows, fill, pack, rounded_up
+from lares_jax.data.rows import Plan, Rows, Segments, fill, pack, rounded_up
 from lares_jax.errors import InputError
 from lares_jax.files import read_json
 from lares_jax.model.lares import Lares
@@ -127,7 +127,7 @@ def think(
   # Where a row is one history's own, its filling takes part, and moves with it.
   room_S = length_S if data.rows == 'packed' else np.full_like(length_S, length)
   lay = lambda values, start, sizes, plan: fill(
-    values, start, sizes, plan.row_S, plan.place_S, (plan.rows, length))
+    values, Segments(start, sizes, plan.row_S, plan.place_S), (plan.rows, length))
   rows = lay(items_N, start_S, length_S, plan)
   h_BxLxD, z_BxLxD = begin(model, params, rows, noise_seed)
   state = _State(z_BxLxD, jnp.zeros((full, z_BxLxD.shape[-1])), jnp.zeros(full, jnp.int32),

@@ -5,7 +5,7 @@
         [--depth=4] [--rounds=5] [--json]
 
   packed     phase one, rows of several histories, the config's batch
-  prefix     phase one as published: a row for every target, three forwards, 1,024 targets a step
+  prefix     phase one as published: a row for every target, three views, 1,024 targets a step
   posttrain  phase two: prompts/s, every training target a prompt
   evaluate   full ranking of every user's test target
   recommend  ten items for 4,096 raw histories at once; recommend_one: for one at a time
@@ -123,7 +123,7 @@ def _pretraining(name: str, config: Config) -> Variant:
 
 
 def prefix(config: Config) -> Variant:
-  """As published, alignment terms included: they are what the three forwards are for."""
+  """As published, alignment terms included: they are what the three views are for."""
   loss = dataclasses.replace(config.pretrain.loss, alpha=0.1, gamma=0.5, views='separate')
   train = dataclasses.replace(config.pretrain.train, batch_rows=PUBLISHED_BATCH, pairs=PUBLISHED_BATCH)
   return _pretraining('prefix', dataclasses.replace(

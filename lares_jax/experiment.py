@@ -282,9 +282,11 @@ class Experiment:
     objective: Pretrain | Rearec = Pretrain(self.model, self.catalogue, c.depth, c.pretrain.loss)
     if isinstance(self.model, ReaRec):
       objective = Rearec(self.model, self.catalogue, c.pretrain.rearec)
-    train = c.pretrain.train
+    train, lares = c.pretrain.train, isinstance(objective, Pretrain)
     pairs = train.pairs if c.aligns else 0
-    batches = TrainBatches(self.store, c.data, train.batch_rows, pairs, c.seed, clock=self.clock)
+    batches = TrainBatches(
+      self.store, c.data, train.batch_rows, pairs, c.seed, clock=self.clock,
+      partners=lares and c.pretrain.loss.alpha > 0, copies=lares and c.pretrain.loss.copies)
     if batches.pairs < pairs:
       print(f'pretrain: {batches.pairs} pairs a step, one for each history in its rows')
     return self._phase('pretrain', objective, batches, train, validate_first=bool(c.pretrain.start))

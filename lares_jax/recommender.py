@@ -22,7 +22,7 @@ from lares_jax import adaptive
 from lares_jax.adaptive import Rule
 from lares_jax.catalogue import Catalogue
 from lares_jax.data.batches import DataConfig
-from lares_jax.data.rows import Plan, Rows, fill, rounded_up
+from lares_jax.data.rows import Plan, Rows, Segments, fill, rounded_up
 from lares_jax.errors import InputError
 from lares_jax.experiment import Experiment
 from lares_jax.model.lares import DEEPEST, Lares
@@ -191,7 +191,7 @@ class Recommender:
           self.model, self.catalogue, self.params, self.noise_seed, depth, self.data,
           items_N, start_S[s], length_S[s], Plan(row_s, place_s, shape[0]))
         continue
-      rows = fill(items_N, start_S[s], length_S[s], row_s, place_s, shape)
+      rows = fill(items_N, Segments(start_S[s], length_S[s], row_s, place_s), shape)
       state_BxLxD = encode(self.model, self.params, rows, self.noise_seed, depth)
       out_MxD[some_S[s]] = np.asarray(state_BxLxD)[row_s, place_s + length_S[s] - 1]
     return out_MxD, some_S

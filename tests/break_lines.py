@@ -30,8 +30,8 @@ LINES = {
   'pad rows': ('share.py', ' & (item_K < self.items)', '', 'test_sharding.py', 'mesh'),
   'resume': ('training/loop.py', '_inputs(phase, step), step', '_inputs(phase, 0), step',
              'test_train.py', 'killed'),
-  'partner': ('data/batches.py', 'partner_P - length_P, length_P', 'partner_P - length_P + 1, length_P',
-              'test_batches.py', 'partners'),
+  'partner': ('data/pairs.py', 'partner_P - length_P, length_P', 'partner_P - length_P + 1, length_P',
+              'test_batches.py', 'pairs'),
   'split': ('prepare.py', 'log.offsets[:-1] + size_Ux3[:, 0]', 'log.offsets[:-1] + size_Ux3[:, 0] - 1',
             'test_prepare.py', 'equal'),
 }

@@ -4,7 +4,7 @@ import pathlib
 
 import numpy as np
 
-from lares_jax.data.rows import Rows, fill
+from lares_jax.data.rows import Rows, Segments, fill
 from lares_jax.model.backbone import BackboneConfig
 from lares_jax.model.lares import ModelConfig
 from lares_jax.model.tedrec import FusionConfig
@@ -24,7 +24,7 @@ def rows(item_BxL, length_B) -> Rows:
   """As the data set's rows are made, filling and all."""
   row_S = np.arange(len(length_B))
   shape = item_BxL.shape
-  return fill(item_BxL.reshape(-1), row_S * shape[1], length_B, row_S, 0 * row_S, shape)
+  return fill(item_BxL.reshape(-1), Segments(row_S * shape[1], length_B, row_S, 0 * row_S), shape)
 
 
 def config(name: str) -> ModelConfig:

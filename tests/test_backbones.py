@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from tiny import MODEL
 
-from lares_jax.data.rows import fill, units_per_tick
+from lares_jax.data.rows import Segments, fill, units_per_tick
 from lares_jax.model import fourier
 from lares_jax.model.backbone import Context
 from lares_jax.model.hstu import HstuLayer
@@ -47,9 +47,7 @@ def _config(name, **backbone):
 
 def _rows(starts, lengths, rows, places):
   """Rows [2, 8], always, so that a backbone is compiled once for all tests."""
-  as_array = lambda x: np.array(x, np.int64)
-  return fill(ITEMS, as_array(starts), as_array(lengths), as_array(rows), as_array(places), (2, 8),
-              TIMES)
+  return fill(ITEMS, Segments(*map(np.array, (starts, lengths, rows, places))), (2, 8), TIMES)
 
 
 PREFIXES = _rows([0, 8], [5, 8], [0, 1], [0, 0])
@@ -172,9 +170,10 @@ def test_times_in_rows_fit_whatever_their_unit():
   nanoseconds = TIMES * 10**9
   units = units_per_tick(nanoseconds, offsets)
   assert (nanoseconds[19] - nanoseconds[5]) / units <= 2**31 - 1 < (TIMES[19] - TIMES[5]) * 10**9
-  rows = fill(ITEMS, np.array([5]), np.array([3]), np.array([0]), np.array([1]), (1, 5), TIMES)
+  segment = Segments(*map(np.array, ([5], [3], [0], [1])))
+  rows = fill(ITEMS, segment, (1, 5), TIMES)
   np.testing.assert_array_equal(rows.time_BxL, [[0, 0, 6**3, 6**3 + 7**3, 0]])
-  without = fill(ITEMS, np.array([5]), np.array([3]), np.array([0]), np.array([1]), (1, 5))
+  without = fill(ITEMS, segment, (1, 5))
   assert without.time_BxL is None
 
 

@@ -15,7 +15,7 @@ from lares_jax.catalogue import Catalogue, CatalogueConfig
 from lares_jax.config import Config
 from lares_jax.data import synthetic, text
 from lares_jax.data.batches import TrainBatches
-from lares_jax.data.rows import fill
+from lares_jax.data.rows import Segments, fill
 from lares_jax.errors import InputError
 from lares_jax.experiment import Experiment
 from lares_jax.model.backbone import Context, Norm
@@ -131,8 +131,8 @@ def _bound(config, kind=Lares, seed=0):
 
 
 def _rows(starts, lengths, rows, places, shape):
-  as_array = lambda x: np.array(x, np.int64)
-  return fill(np.arange(20, dtype=np.int32), *map(as_array, (starts, lengths, rows, places)), shape)
+  return fill(np.arange(20, dtype=np.int32), Segments(*map(np.array, (starts, lengths, rows, places))),
+              shape)
 
 
 def _alone(length, start=0):
@@ -274,11 +274,10 @@ def test_times_reach_training_and_evaluation_and_some_are_hidden(built_in, tmp_p
   batches = TrainBatches(built_in, experiment.config.data, 24, 24, 0, clock=experiment.clock)
   share = []
   for step in range(4):
-    batch = batches.batch(step)
-    for rows in (batch.rows, batch.partner):
-      hidden_B = (rows.time_BxL < 0).all(axis=1)
-      assert (rows.time_BxL[~hidden_B] >= 0).all() and rows.time_BxL.max() > 0
-      share += [*hidden_B]
+    time_BxL = batches.batch(step).rows.time_BxL
+    hidden_B = (time_BxL < 0).all(axis=1)
+    assert (time_BxL[~hidden_B] >= 0).all() and time_BxL.max() > 0
+    share += [*hidden_B]
   assert 0.02 < np.mean(share) < 0.25
   params = jax.tree.map(lambda x: x * 3, experiment.init_params())
   timed = experiment.evaluator.ranks(params, 'valid', (4,))

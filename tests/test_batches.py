@@ -55,7 +55,7 @@ def _targets(batches, store):
 @pytest.mark.parametrize('config', (PACKED, PREFIX), ids=('packed', 'prefix'))
 def test_an_epoch_has_every_target_once_with_enough_of_its_own_history(tmp_path, config):
   store = make_store(tmp_path, users=60, items=900, longest=30)  # items that tell histories apart
-  batches = TrainBatches(store, config, batch_rows=1, pairs=0, seed=0)
+  batches = TrainBatches(store, config, batch_rows=1, pairs=6, seed=0, copies=True)
   left = {}
   for user, end in zip(*store.targets('train')):
     history = tuple(store.items_N[store.offsets[user]:end])
@@ -75,26 +75,43 @@ def test_long_histories_are_windowed_with_at_least_half_of_the_context(store):
   assert (windows.length_S - windows.context_S).sum() == len(store.targets('train')[1])
 
 
-def test_partners_share_the_target_and_are_others_where_there_are_any(store):
-  batches = TrainBatches(store, PACKED, batch_rows=4, pairs=8, seed=0)
+def _history(rows, flat):
+  """The items up to a place of the flattened rows, of its segment."""
+  row, at = divmod(int(flat), 16)
+  return tuple(rows.item_BxL[row][
+    (rows.segment_BxL[row] == rows.segment_BxL[row, at]) & (np.arange(16) <= at)])
+
+
+def test_pairs_are_of_histories_with_the_same_target_and_others_where_there_are_any(store):
+  batches = TrainBatches(store, PACKED, batch_rows=4, pairs=8, seed=0, copies=True)
   count = np.bincount(store.items_N[store.targets('train')[1]], minlength=store.num_items)
-  pairs, others = 0, 0
+  shared, others = 0, 0
   for step in range(2 * batches.steps_per_epoch):
     b = batches.batch(step)
-    for p in np.flatnonzero(b.paired_P):
-      a_row, a_at = divmod(int(b.anchor_P[p]), 16)
-      p_row, p_at = divmod(int(b.partner_P[p]), 16)
-      target = b.target_BxA[a_row, a_at]
-      assert b.scored_BxA[a_row, a_at] and target == b.pair_target_P[p]
-      mine = lambda rows, row, at: tuple(rows.item_BxL[row][
-        (rows.segment_BxL[row] == rows.segment_BxL[row, at]) & (np.arange(16) <= at)])
-      anchor, partner = mine(b.rows, a_row, a_at), mine(b.partner, p_row, p_at)
+    pairs = b.pairs
+    for p in np.flatnonzero(pairs.real_P):
+      target, (anchor, partner, copy) = pairs.target_P[p], [x[p] for x in pairs[:3]]
+      assert b.scored_BxA.flat[anchor] and b.target_BxA.flat[anchor] == target
+      assert not b.scored_BxA.flat[[partner, copy]].any(), 'a target would count twice'
+      own, other = _history(b.rows, anchor), _history(b.rows, partner)
+      assert _history(b.rows, copy) == own and copy // 16 != anchor // 16, 'in another row'
       histories = [tuple(store.items_N[store.offsets[u]:e][-8:]) for u, e in
                    zip(*store.targets('train')) if store.items_N[e] == target]
-      assert partner in histories, 'a partner must be the history of another such target'
-      pairs += count[target] > 1
-      others += count[target] > 1 and partner[-4:] != anchor[-4:]
-  assert pairs > 50 and others > 0.9 * pairs, 'partners must be drawn from the other occurrences'
+      assert other in histories, 'a partner must be the history of another such target'
+      shared += count[target] > 1
+      others += count[target] > 1 and other[-4:] != own[-4:]
+  assert shared > 50 and others > 0.9 * shared, 'partners must be drawn from the other occurrences'
+
+
+def test_kinds_of_rows_are_spread_evenly_so_that_every_device_has_its_share(store):
+  batches = TrainBatches(store, PACKED, batch_rows=8, pairs=20, seed=0)
+  targets_8, partners, copies = batches._rows
+  assert sorted([*targets_8, *partners]) == [*range(8 + len(partners))] and not len(copies)
+  assert len(partners) > 3, 'this test has lost its subject'
+  by_device = np.histogram(targets_8, bins=4, range=(0, 8 + len(partners)))[0]
+  assert set(by_device) <= {1, 2, 3}, by_device
+  batch = batches.batch(0)
+  assert (batch.scored_BxA[targets_8].any(axis=1)).all() and not batch.scored_BxA[partners].any()
 
 
 def test_kept_prompts_alone_are_scored(store):

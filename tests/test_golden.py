@@ -8,6 +8,7 @@ from golden_file import config, load, rows, tree
 
 from lares_jax.catalogue import Catalogue, CatalogueConfig
 from lares_jax.data.batches import Batch
+from lares_jax.data.pairs import Pairs
 from lares_jax.model.depth import DepthConfig
 from lares_jax.model.lares import Lares
 from lares_jax.objectives import posttrain, pretrain
@@ -25,14 +26,21 @@ def _scoring(name: str) -> Catalogue:
 
 def _batch(golden) -> Batch:
   place = golden['input/length_B'][:, None] - 1
-  last = np.arange(6) * 8
-  target = golden['input/target_B']
+  batch = Batch(rows(golden['input/item_BxL'], golden['input/length_B']), place,
+                golden['input/target_B'][:, None], np.ones((6, 1), bool), None)
+  return jax.tree.map(jnp.asarray, batch)
+
+
+def _paired(golden) -> Batch:
+  """Three rows for each target: its own, a copy, and the partner's."""
+  items, lengths = (np.concatenate([golden[f'input/{name}'] for name in names]) for names in (
+    ('item_BxL', 'item_BxL', 'partner_item_BxL'), ('length_B', 'length_B', 'partner_length_B')))
+  last = (np.arange(18) * 8 + lengths - 1).reshape(3, 6)
+  target = np.tile(golden['input/target_B'], 3)
   batch = Batch(
-    rows=rows(golden['input/item_BxL'], golden['input/length_B']), place_BxA=place,
-    target_BxA=target[:, None], scored_BxA=np.ones((6, 1), bool),
-    partner=rows(golden['input/partner_item_BxL'], golden['input/partner_length_B']),
-    anchor_P=last + place[:, 0], partner_P=last + golden['input/partner_length_B'] - 1,
-    pair_target_P=target, paired_P=np.ones(6, bool))
+    rows=rows(items, lengths), place_BxA=lengths[:, None] - 1, target_BxA=target[:, None],
+    scored_BxA=np.arange(18)[:, None] < 6,
+    pairs=Pairs(last[0], last[2], last[1], target[:6], np.ones(6, bool)))
   return jax.tree.map(jnp.asarray, batch)
 
 
@@ -74,7 +82,8 @@ def test_pretraining_terms_and_gradients(name):
   draw = pretrain.Draw(np.int32(4), np.int32(1))
 
   def loss(params):
-    return objective.loss(params, _batch(golden), draw, (z[0], z[2], z[1]), [jax.random.key(0)] * 3)
+    return objective.loss(params, _paired(golden), draw, z[:3].reshape(18, 8, 16),
+                          [jax.random.key(0)] * 2)
 
   (total, terms), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(tree(golden, 'param/'))
   for ours, theirs in (('cross_entropy', 'recommendation'), ('trajectory',) * 2,
@@ -90,18 +99,18 @@ def test_pretraining_terms_and_gradients(name):
 def test_false_negatives_leave_the_alignment_where_asked():
   """A pair that shares a target with another is no longer held against it; counted by hand."""
   golden = load('transformer_add_dot')
-  batch = _batch(golden)
-  target_P = batch.pair_target_P
+  pairs = _paired(golden).pairs
+  target_P = pairs.target_P
   target_P = np.where(np.arange(len(target_P)) == 1, target_P[0], target_P)
-  batch = batch._replace(pair_target_P=target_P)
+  pairs = pairs._replace(target_P=target_P)
   for masked in (False, True):
     objective = pretrain.Pretrain(
       Lares(config('transformer_add_dot'), 30), _scoring('transformer_add_dot'), DEPTH,
       pretrain.PretrainConfig(mask_same_target=masked))
-    counted_PxP = np.asarray(objective._counted(batch))
+    counted_PxP = np.asarray(objective._counted(pairs))
     for p, q in np.ndindex(counted_PxP.shape):
       alike = p != q and target_P[p] == target_P[q]
-      assert counted_PxP[p, q] == (batch.paired_P[p] and batch.paired_P[q] and not (masked and alike))
+      assert counted_PxP[p, q] == (pairs.real_P[p] and pairs.real_P[q] and not (masked and alike))
 
 
 @pytest.mark.parametrize('reward', ('recall', 'ndcg'))

@@ -11,7 +11,7 @@ import pytest
 from tiny import MODEL
 
 from lares_jax import config as config_lib
-from lares_jax.data.rows import Rows, fill
+from lares_jax.data.rows import Rows, Segments, fill
 from lares_jax.errors import InputError
 from lares_jax.model import depth
 from lares_jax.model.depth import DepthConfig
@@ -21,8 +21,7 @@ ITEMS = np.arange(20, dtype=np.int32)
 
 
 def _rows(starts, lengths, rows, places, shape) -> Rows:
-  as_array = lambda x: np.array(x, np.int64)
-  return fill(ITEMS, as_array(starts), as_array(lengths), as_array(rows), as_array(places), shape)
+  return fill(ITEMS, Segments(*map(np.array, (starts, lengths, rows, places))), shape)
 
 
 def _init(config, rows, cap=3):

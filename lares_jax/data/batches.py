@@ -7,7 +7,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from lares_jax.data.rows import Array, Plan, Rows, fill, pack, ranges, units_per_tick
+from lares_jax.data.pairs import Pairs, Partners
+from lares_jax.data.rows import Array, Plan, Rows, Segments, fill, pack, ranges, units_per_tick
 from lares_jax.data.store import Store
 from lares_jax.errors import InputError
 
@@ -40,17 +41,16 @@ class DataConfig:
 
 
 class Batch(NamedTuple):
-  """One training step's input: A places a row, and P pairs of histories with the same target."""
+  """One training step's input, for one forward: A places a row.
+
+  Rows that only pairs are for, in which nothing is scored, stand among those with targets.
+  """
 
   rows: Rows
   place_BxA: Array  # int32: which tokens of a row are scored; None: all of them in turn
   target_BxA: Array  # int32: the item that follows
   scored_BxA: Array  # bool: the places whose target counts
-  partner: Rows | None  # rows of the partners; None, like all below, without pairs
-  anchor_P: Array  # places in the flattened rows
-  partner_P: Array  # places in the flattened partner rows
-  pair_target_P: Array  # int32: the item that both predict
-  paired_P: Array  # bool: False fills
+  pairs: Pairs | None
 
 
 class Clock(NamedTuple):
@@ -113,46 +113,24 @@ class Windows(NamedTuple):
     return Windows(self.start_S[some], length_S[some], self.context_S[some])
 
 
-class Partners:
-  """Other training occurrences of the same target item."""
-
-  def __init__(self, store: Store, max_history: int):
-    self._store, self._max_history = store, max_history
-    _, end_N = store.targets('train')
-    target_N = np.asarray(store.items_N)[end_N]
-    self._by_item_N = end_N[np.argsort(target_N, kind='stable')]  # rising within an item
-    self._first_V = np.searchsorted(np.sort(target_N), np.arange(store.num_items + 1))
-
-  def draw(self, end_P: np.ndarray, generator: np.random.Generator):
-    """For targets at `end_P`: start and length of a partner's history; itself if it has none."""
-    items_N, offsets = self._store.items_N, self._store.offsets
-    target_P = items_N[end_P]
-    first_P, last_P = self._first_V[target_P], self._first_V[target_P + 1]
-    # Uniform over the others: draw among one fewer, and step over one's own place.
-    chosen_P = first_P + (generator.random(len(end_P)) * (last_P - first_P - 1)).astype(np.int64)
-    own_P = self._by_item_N[chosen_P] >= end_P
-    chosen_P = np.where(last_P - first_P > 1, chosen_P + own_P, first_P)
-    partner_P = self._by_item_N[chosen_P]
-    user_P = np.searchsorted(offsets, partner_P, side='right') - 1
-    length_P = np.minimum(partner_P - offsets[user_P], self._max_history)
-    return partner_P - length_P, length_P
-
-
 class TrainBatches:
   """All batches of a run.
 
   Args:
     store: the data set.
     config: rows.
-    batch_rows: B.
-    pairs: P, at most; 0 leaves the partners out (no alignment).
+    batch_rows: how many have targets.
+    pairs: P, at most; 0: none.
     seed: of the order, the company in a row, and the partners.
     kept_N: flags of the interactions that count as targets; None: all of training.
     clock: the times that rows are to have.
+    partners: whether pairs are to have partners, and with them more rows.
+    copies: whether the rows with targets come twice.
   """
 
   def __init__(self, store: Store, config: DataConfig, batch_rows: int, pairs: int, seed: int,
-               kept_N: np.ndarray | None = None, clock: Clock = NO_TIMES):
+               kept_N: np.ndarray | None = None, clock: Clock = NO_TIMES, *, partners: bool = True,
+               copies: bool = False):
     packed = config.rows == 'packed'
     make = Windows.sliding if packed else Windows.prefixes
     self.windows = make(store, config.max_history)
@@ -170,13 +148,14 @@ class TrainBatches:
     segments = batch_rows * len(length_S) / self._plan.rows * (1.2 if packed else 1.0)
     self.batch_rows, self.pairs = batch_rows, min(pairs, int(segments) + 1)
     self.steps_per_epoch = max(self._plan.rows // batch_rows, 1)
-    if pairs:
-      self._partners = Partners(store, config.max_history)
-      self._partner_rows = self._rows_for_partners()
+    self._partners = Partners(store, config.max_history) if pairs and partners else None
+    self._rows = _spread(batch_rows, self._rows_for_partners() if self._partners else 0,
+                         batch_rows if pairs and copies else 0)
 
   def _rows_for_partners(self) -> int:
     if self._config.rows == 'prefix':
       return self.pairs
+    assert self._partners is not None
     store, rng = self._store, np.random.default_rng(0)
     _, end_N = store.targets('train')
     _, length_P = self._partners.draw(end_N[rng.integers(len(end_N), size=10_000)], rng)
@@ -201,60 +180,67 @@ class TrainBatches:
     row_R = row_order[i * self.batch_rows : (i + 1) * self.batch_rows]
     first_R, count_R = self._row_first[row_R], np.diff(self._row_first)[row_R]
     slot_S = self._by_row_S[np.repeat(first_R, count_R) + ranges(count_R)]
-    row_S, place_S = np.repeat(np.arange(len(row_R)), count_R), self._plan.place_S[slot_S]
+    nth_S = np.repeat(np.arange(len(row_R)), count_R)
     start_S, length_S, context_S = (x[window_of_slot[slot_S]] for x in self.windows)
+    segments = Segments(start_S, length_S, self._rows.targets[nth_S], self._plan.place_S[slot_S])
 
-    shape = (self.batch_rows, self._config.length)
-    items_N = self._store.items_N
-    generator = np.random.default_rng([self._seed, 2, step])
-    rows = fill(items_N, start_S, length_S, row_S, place_S, shape, *self._clock)
-    rows = self._some_without_times(rows, generator)
-    target = np.zeros(shape, np.int32)
+    items_N, shape = self._store.items_N, (sum(map(len, self._rows)), self._config.length)
+    target, scored = np.zeros(shape, np.int32), np.zeros(shape, bool)
     step_in = ranges(length_S)
-    token = np.repeat(row_S * shape[1] + place_S, length_S) + step_in
+    token = np.repeat(segments.first(shape[1]), length_S) + step_in
     end = np.repeat(start_S + 1, length_S) + step_in
     target.flat[token] = items_N[end]
-    scored = np.zeros(shape, bool)
     scored.flat[token] = step_in >= np.repeat(context_S, length_S)
     if self._kept_N is not None:
       scored.flat[token] &= self._kept_N[end]
     place = None
     if self._config.rows == 'prefix':  # only the last token of a row counts: leave the others out
       place = np.zeros((shape[0], 1), np.int32)
-      place[row_S, 0] = length_S - 1
+      place[segments.row_S, 0] = length_S - 1
       target, scored = (np.take_along_axis(x, place, axis=1) for x in (target, scored))
-    if not self.pairs:
-      return Batch(rows, place, target, scored, None, None, None, None, None)
 
-    # One anchor a segment, uniform over its scored tokens; segments in random order.
-    scored_S = length_S - context_S
+    generator = np.random.default_rng([self._seed, 2, step])
+    pairs, company = None, []
+    if self.pairs:
+      pairs, company = self._pair_up(segments, context_S, nth_S, generator)
+    segments = Segments(*map(np.concatenate, zip(segments, *company)))
+    rows = self._some_without_times(fill(items_N, segments, shape, *self._clock), generator)
+    return Batch(rows, place, target, scored, pairs)
+
+  def _pair_up(self, segments: Segments, context_S, nth_S, generator: np.random.Generator):
+    """Pairs, and the segments that they need besides those of the targets.
+
+    One anchor a segment, uniform over its scored tokens; segments in random order.
+    """
+    scored_S = segments.length_S - context_S
     token_S = context_S + (generator.random(len(scored_S)) * scored_S).astype(np.int64)
     chosen = generator.permutation(len(scored_S))[: self.pairs]
-    anchor_p = (row_S * shape[1] + place_S + token_S)[chosen]
-    end_p = (start_S + token_S + 1)[chosen]
-    partner, last_p, fits_p = self._partner_batch(end_p, generator)
-    filled = lambda x: np.pad(x, (0, self.pairs - len(chosen)))
-    anchor_P, partner_P, target_P = (
-      filled(x.astype(np.int32)) for x in (anchor_p, last_p, items_N[end_p])
-    )
-    return Batch(
-      rows, place, target, scored, partner, anchor_P, partner_P, target_P, filled(fits_p)
-    )
+    end_p = (segments.start_S + token_S + 1)[chosen]
+    filled = lambda x: np.pad(x.astype(np.int32), (0, self.pairs - len(chosen)))
+    places = lambda segments: filled((segments.first(self._config.length) + token_S)[chosen])
+    partner_P, copy_P, fits_p, company = None, None, np.ones(len(chosen), bool), []
+    if self._partners:
+      partners, last_p, fits_p = self._partner_segments(end_p, generator)
+      company.append(partners)
+      partner_P = filled(last_p)
+    if len(self._rows.copies):
+      copies = segments._replace(row_S=self._rows.copies[nth_S])
+      company.append(copies)
+      copy_P = places(copies)
+    target_P = filled(self._store.items_N[end_p])
+    return Pairs(places(segments), partner_P, copy_P, target_P, filled(fits_p).astype(bool)), company
 
-  def _partner_batch(self, end_P: np.ndarray, generator: np.random.Generator):
-    """Rows of partners for the targets at `end_P`, the place of each one's last token, which fit."""
+  def _partner_segments(self, end_P: np.ndarray, generator: np.random.Generator):
+    """Partners of the targets at `end_P` that fit, the place of each one's last token, which fit."""
+    assert self._partners is not None
     start_P, length_P = self._partners.draw(end_P, generator)
-    shape = (self._partner_rows, self._config.length)
-    plan = self._config.plan(length_P)
+    plan, rows = self._config.plan(length_P), self._rows.partners
     # Rows are kept at random, so that lack of room favours no length.
-    row_P = generator.permutation(plan.rows)[plan.row_S] if plan.rows > shape[0] else plan.row_S
-    fits = row_P < shape[0]
-    keep = lambda x: x[fits]
-    rows = fill(self._store.items_N, keep(start_P), keep(length_P), keep(row_P),
-                keep(plan.place_S), shape, *self._clock)
-    rows = self._some_without_times(rows, generator)
-    last_P = np.where(fits, row_P * shape[1] + plan.place_S + length_P - 1, 0)
-    return rows, last_P, fits
+    nth_P = generator.permutation(plan.rows)[plan.row_S] if plan.rows > len(rows) else plan.row_S
+    fits = nth_P < len(rows)
+    segments = Segments(start_P, length_P, rows[np.where(fits, nth_P, 0)], plan.place_S)
+    last_P = np.where(fits, segments.first(self._config.length) + length_P - 1, 0)
+    return Segments(*(x[fits] for x in segments)), last_P, fits
 
   def _some_without_times(self, rows: Rows, generator: np.random.Generator) -> Rows:
     """The rows, some of them without their times."""
@@ -262,6 +248,21 @@ class TrainBatches:
       return rows
     hidden_Bx1 = generator.random((len(rows.time_BxL), 1)) < _TIMELESS
     return rows._replace(time_BxL=np.where(hidden_Bx1, np.int32(-1), rows.time_BxL))
+
+
+class _Kinds(NamedTuple):
+  """Which rows of a batch are whose."""
+
+  targets: np.ndarray
+  partners: np.ndarray
+  copies: np.ndarray
+
+
+def _spread(*counts: int) -> _Kinds:
+  """So many rows of each kind, each kind spread evenly, so that every device has its share of all."""
+  share = np.concatenate([(np.arange(count) + 0.5) / count for count in counts])
+  row = np.argsort(np.argsort(share, kind='stable'))
+  return _Kinds(*np.split(row, np.cumsum(counts)[:-1]))
 
 
 class EvalBatch(NamedTuple):
@@ -307,7 +308,8 @@ def eval_batches(items_N, first_M, end_M, target_M, config: DataConfig, batch_ro
   for b, (low, high) in enumerate(itertools.pairwise(edges)):
     m = order_M[low:high]
     row, place, length = plan.row_S[m] - b * batch_rows, plan.place_S[m], length_M[m]
-    rows = fill(items_N, end_M[m] - length, length, row, place, (batch_rows, config.length), *clock)
+    segments = Segments(end_M[m] - length, length, row, place)
+    rows = fill(items_N, segments, (batch_rows, config.length), *clock)
 
     def laid(values, filling, dtype=np.int32, row=row, nth=nth_M[m]):
       out = np.full((batch_rows, width, *values.shape[1:]), filling, dtype)

@@ -27,6 +27,19 @@ def blank(shape: tuple[int, int], times: bool) -> Rows:
   return Rows(zero_BxL, position_BxL, zero_BxL, zero_BxL == 0, zero_BxL if times else None)
 
 
+class Segments(NamedTuple):
+  """Histories, or parts of them, and where in the rows they go."""
+
+  start_S: np.ndarray  # in the interactions
+  length_S: np.ndarray
+  row_S: np.ndarray
+  place_S: np.ndarray  # in that row
+
+  def first(self, row_length: int) -> np.ndarray:
+    """Where each begins in the flattened rows."""
+    return self.row_S * row_length + self.place_S
+
+
 class Plan(NamedTuple):
   """Where each of S segments goes: its row, and its first place in that row."""
 
@@ -93,27 +106,24 @@ def units_per_tick(times_N: np.ndarray, offsets: np.ndarray) -> int:
   return longest // np.iinfo(np.int32).max + 1
 
 
-def fill(items_N, start_S, length_S, row_S, place_S, shape: tuple[int, int],
-         times_N=None, units: int = 1) -> Rows:
+def fill(items_N, segments: Segments, shape: tuple[int, int], times_N=None, units: int = 1) -> Rows:
   """Rows of the given shape holding items_N[start : start + length] of each segment.
 
   Args:
     items_N: interactions.
-    start_S: where each segment starts in them.
-    length_S: how many it takes.
-    row_S: the row it goes to.
-    place_S: its first place in that row.
+    segments: which of them, and where they go.
     shape: B and L.
     times_N: the interactions' times, int64, if the rows are to have them.
     units: of these times that make a tick, see `units_per_tick`.
   """
+  length_S = segments.length_S
   step = ranges(length_S)
-  flat = np.repeat(row_S * shape[1] + place_S, length_S) + step
+  flat = np.repeat(segments.first(shape[1]), length_S) + step
   real = np.zeros(shape, bool)
   item, segment = np.zeros(shape, np.int32), np.full(shape, -1, np.int32)
   # Filling counts on, so that a row with one segment has the positions 0..L-1 throughout.
   position = np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape).copy()
-  index = np.repeat(start_S, length_S) + step
+  index = np.repeat(segments.start_S, length_S) + step
   item.flat[flat] = items_N[index]
   position.flat[flat] = step
   segment.flat[flat] = np.repeat(np.arange(len(length_S)), length_S)

@@ -1,7 +1,7 @@
 """Phase one: cross-entropy, trajectory-level and step-level alignment."""
 
 import dataclasses
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ import optax
 
 from lares_jax.catalogue import Catalogue
 from lares_jax.data.batches import Batch
+from lares_jax.data.pairs import Pairs
 from lares_jax.data.rows import Array
 from lares_jax.model import depth
 from lares_jax.model.depth import DepthConfig
@@ -25,21 +26,30 @@ class PretrainConfig:
 
   alpha: float = 0.1
   gamma: float = 0.5
-  gamma_view: Literal['step', 'dropout'] = 'step'  # what gamma aligns with; or another forward
+  gamma_view: Literal['step', 'dropout'] = 'step'  # what gamma aligns with; or another dropout
   # What a target competes with: all items, or all but those of the history that the model reads.
   history: Literal['ranked', 'removed'] = 'ranked'
   early: float = 0.0  # weight of a cross-entropy at a step drawn from all, besides the last step's
   similarity: Literal['dot', 'cos'] = 'dot'  # of the alignment terms
   tau: float = 1.0
   mask_same_target: bool = False  # leave out false negatives: other histories with the same target
-  views: Literal['shared', 'separate'] = 'shared'  # whether the cross-entropy's forward is the first
+  views: Literal['shared', 'separate'] = 'shared'  # is the first view the cross-entropy's state?
 
   def aligns(self, mean_depth: int) -> bool:
-    """Whether a batch needs partners.
+    """Whether a batch needs pairs.
 
     Depth 0 leaves both terms out, so that it is SASRec, unless gamma_view=dropout asks for DuoRec's.
     """
     return bool(mean_depth or self.gamma_view == 'dropout') and max(self.alpha, self.gamma) > 0
+
+  @property
+  def of_dropout(self) -> bool:
+    return self.gamma > 0 and self.gamma_view == 'dropout'
+
+  @property
+  def copies(self) -> bool:
+    """Whether a batch needs its rows twice: for a view besides that of the cross-entropy."""
+    return self.views == 'separate' or self.of_dropout
 
 
 class Draw(NamedTuple):
@@ -83,23 +93,17 @@ class Pretrain:
 
   def __call__(self, params, reference, batch: Batch, draw: Draw, key):
     del reference  # phase one has none
-    keys = jax.random.split(key, 6)
-    z0 = lambda rows, key: initial_state(self.model.config, rows, key, train=True)
-    other = None if batch.partner is None else z0(batch.partner, keys[1])
-    states = [z0(batch.rows, keys[0]), other, z0(batch.rows, keys[2])]
-    return self.loss(params, batch, draw, states, keys[3:])
+    noise, *keys = jax.random.split(key, 3)
+    z_BxLxD = initial_state(self.model.config, batch.rows, noise, train=True)
+    return self.loss(params, batch, draw, z_BxLxD, keys)
 
-  def loss(self, params, batch: Batch, draw: Draw, initial, keys):
-    """The loss given the initial states of the forward, the partners and a separate first view."""
+  def loss(self, params, batch: Batch, draw: Draw, z_BxLxD, keys):
+    """The loss given the initial state, and keys of dropout and of sampled negatives."""
     c, steps = self.config, draw.depth
-    of_step = c.gamma > 0 and c.gamma_view == 'step' and batch.partner is not None
-    pick = draw.pick if of_step or c.early > 0 else None
-
-    def think(rows, z_BxLxD, key, pick=None):
-      return self.model.apply({'params': params}, rows, z_BxLxD, steps, cap=self.depth.cap,
-                              pick=pick, train=True, rngs={'dropout': key})
-
-    out = think(batch.rows, initial[0], keys[0], pick)
+    of_step = c.gamma > 0 and c.gamma_view == 'step' and batch.pairs is not None
+    out: Any = self.model.apply(
+      {'params': params}, batch.rows, z_BxLxD, steps, cap=self.depth.cap, train=True,
+      pick=draw.pick if of_step or c.early > 0 else None, rngs={'dropout': keys[0]})
     scored_BxA = batch.scored_BxA
     if c.history == 'removed':
       own_BxAxL, scored_BxA = history.owned(batch)
@@ -116,44 +120,42 @@ class Pretrain:
                                     batch.rows, params['item'], self.catalogue)
       return -jnp.where(scored_BxA, logprob_BxA, 0.0).sum() / targets
 
-    loss = cross_entropy(out.state_BxLxD, jax.random.fold_in(keys[0], 1))
+    loss = cross_entropy(out.state_BxLxD, keys[1])
     metrics = {'cross_entropy': loss, 'targets': targets, 'depth': steps,
                'distance_first': out.distance_T[:1].sum(),
                'distance_last': out.distance_T[jnp.maximum(steps - 1, 0)] if self.depth.cap else 0.0}
     if c.early > 0 and out.picked_BxLxD is not None:
-      metrics['early'] = cross_entropy(out.picked_BxLxD, jax.random.fold_in(keys[0], 2))
+      metrics['early'] = cross_entropy(out.picked_BxLxD, jax.random.fold_in(keys[1], 1))
       loss += c.early * metrics['early']
-    if batch.partner is None:
+    if batch.pairs is None:
       return loss, metrics
 
-    of_dropout = c.gamma > 0 and c.gamma_view == 'dropout'
-    first = second = out
-    if c.views == 'separate' or of_dropout:
-      second = think(batch.rows, initial[2], keys[2], pick)
+    pairs = batch.pairs
+    own_P, other_P = pairs.anchor_P, pairs.copy_P
     if c.views == 'separate':
-      first, second = second, first
-    counted_PxP = self._counted(batch)
+      own_P, other_P = other_P, own_P
+    counted_PxP = self._counted(pairs)
     view = lambda x_BxLxD, place_P: as_query(
       x_BxLxD.reshape(-1, x_BxLxD.shape[-1])[place_P], c.similarity)
-    last_PxD = view(first.state_BxLxD, batch.anchor_P)
+    last_PxD = view(out.state_BxLxD, own_P)
     if c.alpha > 0:
-      partner = think(batch.partner, initial[1], keys[1])
-      partner_PxD = view(partner.state_BxLxD, batch.partner_P)
+      partner_PxD = view(out.state_BxLxD, pairs.partner_P)
       metrics['trajectory'] = infonce(last_PxD, partner_PxD, c.tau, counted_PxP)
       loss += c.alpha * metrics['trajectory']
     if c.gamma > 0:
-      other_PxD = view(second.state_BxLxD if of_dropout else first.picked_BxLxD, batch.anchor_P)
+      other_PxD = (view(out.state_BxLxD, other_P) if c.of_dropout else
+                   view(out.picked_BxLxD, own_P))
       term = infonce(last_PxD, other_PxD, c.tau, counted_PxP)
-      term = term if of_dropout else jnp.where(steps > 1, term, 0.0)
+      term = term if c.of_dropout else jnp.where(steps > 1, term, 0.0)
       metrics[f'{c.gamma_view}_alignment'] = term
       loss += c.gamma * term
     return loss, metrics
 
-  def _counted(self, batch: Batch) -> jax.Array:
-    real_P = batch.paired_P
+  def _counted(self, pairs: Pairs) -> jax.Array:
+    real_P = pairs.real_P
     counted_PxP = real_P[:, None] & real_P[None, :]
     if self.config.mask_same_target:
-      target_P = batch.pair_target_P
+      target_P = pairs.target_P
       same_PxP = target_P[:, None] == target_P[None, :]
       counted_PxP &= ~same_PxP | jnp.eye(len(real_P), dtype=bool)
     return counted_PxP

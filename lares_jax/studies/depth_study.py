@@ -82,8 +82,7 @@ def _facts(experiment: Experiment, batch: Batch, tables: Tables, fits: Mapping[s
   at = {line['depth']: line for line in tables['quality'] if line['split'] == 'test'}
   name = 'ndcg@10'
   backbone = experiment.config.model.backbone
-  tokens = sum(rows.item_BxL.size for rows in (batch.rows, batch.partner) if rows is not None)
-  carried = tokens * backbone.width * jnp.dtype(backbone.dtype).itemsize / timing.MIB
+  carried = batch.rows.item_BxL.size * backbone.width * jnp.dtype(backbone.dtype).itemsize / timing.MIB
   span = lambda lines, key: f'{lines[0][key]:,.1f} to {lines[-1][key]:,.1f}'
   each = lambda lines: cost.fit(*zip(*[(p['depth'], p['temporaries_mib']) for p in lines])).slope
   share = lambda key: f'{chosen[key] / max(fixed[key], 1e-9):.1%}'
