@@ -46,11 +46,11 @@ def run(tmp_path_factory):
   checkpoints.close()
   write_json(workdir / 'result.json', {
     'fingerprint': store.fingerprint, 'phase': 'pretrain', 'step': 0, 'depth': 2})
-  output = directory / 'report'
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(quality, '_LEVELS', (0.2, 0.6))  # few rules, as each is timed
     depth_study.study(
-      Experiment.load(str(workdir)), output, DEPTHS, WIDTHS, users=0, repeats=1, profile=True)
+      Experiment.load(str(workdir)), '', DEPTHS, WIDTHS, users=0, repeats=1, profile=True)
+  output = workdir / 'depth'
   rows = {name: read_json(output / f'{name}.json')['rows']
           for name in ('cost', 'fit', 'quality', 'adaptive', 'width')}
   return types.SimpleNamespace(workdir=workdir, output=output, rows=rows, params=params,
@@ -147,6 +147,12 @@ def test_recommend_takes_the_rule(run):
   out = recommender.recommend([['i1', 'i2']], depth='adaptive')[0]
   by_depth = [recommender.recommend([['i1', 'i2']], depth=d)[0] for d in range(1, 5)]
   assert any(out.items == r.items and out.scores == pytest.approx(r.scores, 1e-4) for r in by_depth)
+
+
+def test_a_study_put_elsewhere_leaves_the_run_its_rule(tmp_path):
+  workdir, other = tmp_path / 'run', tmp_path / 'trial'
+  assert depth_study.places(workdir, '') == (workdir / 'depth', workdir / 'adaptive.json')
+  assert depth_study.places(workdir, str(other)) == (other, other / 'adaptive.json')
 
 
 def test_one_draw_is_plain_evaluation(run):

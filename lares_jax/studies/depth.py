@@ -8,10 +8,9 @@ Writes to --output (WORKDIR/depth if not given) the tables cost, fit, quality, a
 Quality ranks the history or removes it as the run's evaluate.history says; a user's ten best, whose
 settling is watched, are of all items.
 --profile adds profile/, a trace for xprof or TensorBoard. The rule of adaptive depth that validation
-chose goes to WORKDIR/adaptive.json, from where `recommend --depth=adaptive` takes it.
+chose goes to WORKDIR/adaptive.json, from where `recommend --depth=adaptive` takes it; with --output
+it goes there, and the run keeps the rule that it has.
 """
-
-import pathlib
 
 from absl import flags
 
@@ -41,5 +40,5 @@ def main() -> None:
   if not experiment.model.config.recurrent:
     raise InputError(f'{_WORKDIR.value}: this model does not repeat one core-block, which is what the '
                      'study measures')
-  output = pathlib.Path(_OUTPUT.value or experiment.workdir / 'depth')
-  depth_study.study(experiment, output, depths, widths, _USERS.value, _REPEATS.value, _PROFILE.value)
+  depth_study.study(experiment, _OUTPUT.value, depths, widths, _USERS.value, _REPEATS.value,
+                    _PROFILE.value)

@@ -21,9 +21,10 @@ from lares_jax.studies import cost, page, quality, timing
 Tables = dict[str, list[dict[str, Any]]]
 
 
-def study(experiment: Experiment, output: pathlib.Path, depths: Sequence[int], widths: Sequence[int],
+def study(experiment: Experiment, place: str, depths: Sequence[int], widths: Sequence[int],
           users: int, repeats: int, profile: bool = False) -> None:
-  """Measures and writes everything."""
+  """Measures and writes everything; see `places`."""
+  output, rule_file = places(experiment.workdir, place)
   recommender = Recommender.of(experiment)
   params = recommender.params
   counted = cost.per_user(experiment)
@@ -49,12 +50,18 @@ def study(experiment: Experiment, output: pathlib.Path, depths: Sequence[int], w
                  len(cost.full_batch(experiment)))
   _write(output, tables, fits, facts)
   result = experiment.result()
-  files.write_json(experiment.workdir / adaptive.FILE, {
+  files.write_json(rule_file, {
     **dataclasses.asdict(rule), 'phase': result['phase'], 'step': result['step'], 'users': users})
   if profile:
     _trace(experiment, params, best, output / 'profile')
   print('\n'.join(facts))
-  print(f'wrote {output}/report.html with tables and plots, and {experiment.workdir}/{adaptive.FILE}')
+  print(f'wrote {output}/report.html with tables and plots, and {rule_file}')
+
+
+def places(workdir: pathlib.Path, place: str) -> tuple[pathlib.Path, pathlib.Path]:
+  """Where the report goes (empty: into the run), and the rule: put elsewhere, the run keeps its own."""
+  output = pathlib.Path(place or workdir / 'depth')
+  return output, (output if place else workdir) / adaptive.FILE
 
 
 def served(recommender: Recommender, experiment: Experiment, fixed: Sequence[Mapping[str, Any]],
