@@ -10,6 +10,7 @@ _FAULTS = {  # of several, the first is told
   'extra': 'more fields than columns',
   'json': 'not a line of JSON',
   'nested': 'a list or an object where one value is due',
+  'fraction': 'a number with a fraction or of more than 64 bits as an id; ids are text or integers',
   'encoding': 'not UTF-8 text',
   'user': 'no user',
   'item': 'no item',

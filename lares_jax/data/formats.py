@@ -209,10 +209,14 @@ def _columns(source: Source, wanted: list[str]) -> _Columns:
   if source.format == 'jsonl':
     match = pl.col('line').str.json_path_match
     column = {name: match(f'$[{json.dumps(name, ensure_ascii=False)}]') for name in wanted}
-    nested = [value.str.contains(r'^[\[{]') & pl.col('line').str.contains(
-      rf'"{re.escape(name)}"\s*:\s*[\[{{]') for name, value in column.items()]
-    return _lines(source.path), column, {'json': match('$').is_null(),
-                                         'nested': pl.any_horizontal(nested)}
+    # What is read as text may have been text: the line tells.
+    bare = lambda name, value, first: column[name].str.contains(value) & pl.col('line').str.contains(
+      rf'"{re.escape(name)}"\s*:\s*{first}')
+    ids = wanted[:2]  # user and item; times and ratings may have fractions
+    return _lines(source.path), column, {
+      'json': match('$').is_null(),
+      'nested': pl.any_horizontal(bare(name, r'^[\[{]', r'[\[{]') for name in wanted),
+      'fraction': pl.any_horizontal(bare(name, r'^-?\d+(\.|e|\.\d+e)', r'-?\d') for name in ids)}
   if source.format == 'movielens' and not source.first_line.startswith('userId'):
     cells = pl.col('line').str.split('::' if '::' in source.first_line else '\t')
     names = ('userId', 'movieId', 'rating', 'timestamp')
