@@ -36,11 +36,8 @@ def _paired(golden) -> Batch:
   items, lengths = (np.concatenate([golden[f'input/{name}'] for name in names]) for names in (
     ('item_BxL', 'item_BxL', 'partner_item_BxL'), ('length_B', 'length_B', 'partner_length_B')))
   last = (np.arange(18) * 8 + lengths - 1).reshape(3, 6)
-  target = np.tile(golden['input/target_B'], 3)
-  batch = Batch(
-    rows=rows(items, lengths), place_BxA=lengths[:, None] - 1, target_BxA=target[:, None],
-    scored_BxA=np.arange(18)[:, None] < 6,
-    pairs=Pairs(last[0], last[2], last[1], target[:6], np.ones(6, bool)))
+  batch = _batch(golden)._replace(rows=rows(items, lengths), pairs=Pairs(
+    last[0], last[2], last[1], golden['input/target_B'], np.ones(6, bool)))
   return jax.tree.map(jnp.asarray, batch)
 
 

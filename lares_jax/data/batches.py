@@ -41,16 +41,18 @@ class DataConfig:
 
 
 class Batch(NamedTuple):
-  """One training step's input, for one forward: A places a row.
+  """One training step's input, for one forward: B rows with A targets each, then rows for the pairs."""
 
-  Rows that only pairs are for, in which nothing is scored, stand among those with targets.
-  """
-
-  rows: Rows
-  place_BxA: Array  # int32: which tokens of a row are scored; None: all of them in turn
+  rows: Rows  # of both kinds
+  place_BxA: Array  # int32: which tokens of the first B are scored; None: all in turn
   target_BxA: Array  # int32: the item that follows
   scored_BxA: Array  # bool: the places whose target counts
   pairs: Pairs | None
+
+  @property
+  def scored_rows(self) -> Rows:
+    """Those that have targets [B, L]."""
+    return Rows._make(None if x is None else x[: len(self.target_BxA)] for x in self.rows)
 
 
 class Clock(NamedTuple):
@@ -149,8 +151,8 @@ class TrainBatches:
     self.batch_rows, self.pairs = batch_rows, min(pairs, int(segments) + 1)
     self.steps_per_epoch = max(self._plan.rows // batch_rows, 1)
     self._partners = Partners(store, config.max_history) if pairs and partners else None
-    self._rows = _spread(batch_rows, self._rows_for_partners() if self._partners else 0,
-                         batch_rows if pairs and copies else 0)
+    self._copies = batch_rows if pairs and copies else 0
+    self._partner_rows = self._rows_for_partners() if self._partners else 0
 
   def _rows_for_partners(self) -> int:
     if self._config.rows == 'prefix':
@@ -182,9 +184,9 @@ class TrainBatches:
     slot_S = self._by_row_S[np.repeat(first_R, count_R) + ranges(count_R)]
     nth_S = np.repeat(np.arange(len(row_R)), count_R)
     start_S, length_S, context_S = (x[window_of_slot[slot_S]] for x in self.windows)
-    segments = Segments(start_S, length_S, self._rows.targets[nth_S], self._plan.place_S[slot_S])
+    segments = Segments(start_S, length_S, nth_S, self._plan.place_S[slot_S])
 
-    items_N, shape = self._store.items_N, (sum(map(len, self._rows)), self._config.length)
+    items_N, shape = self._store.items_N, (self.batch_rows, self._config.length)
     target, scored = np.zeros(shape, np.int32), np.zeros(shape, bool)
     step_in = ranges(length_S)
     token = np.repeat(segments.first(shape[1]), length_S) + step_in
@@ -196,18 +198,19 @@ class TrainBatches:
     place = None
     if self._config.rows == 'prefix':  # only the last token of a row counts: leave the others out
       place = np.zeros((shape[0], 1), np.int32)
-      place[segments.row_S, 0] = length_S - 1
+      place[nth_S, 0] = length_S - 1
       target, scored = (np.take_along_axis(x, place, axis=1) for x in (target, scored))
 
     generator = np.random.default_rng([self._seed, 2, step])
-    pairs, company = None, []
+    pairs = None
     if self.pairs:
-      pairs, company = self._pair_up(segments, context_S, nth_S, generator)
-    segments = Segments(*map(np.concatenate, zip(segments, *company)))
+      pairs, *company = self._pair_up(segments, context_S, generator)
+      segments = Segments(*map(np.concatenate, zip(segments, *company)))
+    shape = self.batch_rows + self._copies + self._partner_rows, shape[1]
     rows = self._some_without_times(fill(items_N, segments, shape, *self._clock), generator)
     return Batch(rows, place, target, scored, pairs)
 
-  def _pair_up(self, segments: Segments, context_S, nth_S, generator: np.random.Generator):
+  def _pair_up(self, segments: Segments, context_S, generator: np.random.Generator):
     """Pairs, and the segments that they need besides those of the targets.
 
     One anchor a segment, uniform over its scored tokens; segments in random order.
@@ -218,27 +221,27 @@ class TrainBatches:
     end_p = (segments.start_S + token_S + 1)[chosen]
     filled = lambda x: np.pad(x.astype(np.int32), (0, self.pairs - len(chosen)))
     places = lambda segments: filled((segments.first(self._config.length) + token_S)[chosen])
-    partner_P, copy_P, fits_p, company = None, None, np.ones(len(chosen), bool), []
+    target_P, real_P = filled(self._store.items_N[end_p]), np.arange(self.pairs) < len(chosen)
+    pairs, company = Pairs(places(segments), None, None, target_P, real_P), []
+    if self._copies:
+      copies = segments._replace(row_S=segments.row_S + self.batch_rows)
+      company.append(copies)
+      pairs = pairs._replace(copy_P=places(copies))
     if self._partners:
       partners, last_p, fits_p = self._partner_segments(end_p, generator)
       company.append(partners)
-      partner_P = filled(last_p)
-    if len(self._rows.copies):
-      copies = segments._replace(row_S=self._rows.copies[nth_S])
-      company.append(copies)
-      copy_P = places(copies)
-    target_P = filled(self._store.items_N[end_p])
-    return Pairs(places(segments), partner_P, copy_P, target_P, filled(fits_p).astype(bool)), company
+      pairs = pairs._replace(partner_P=filled(last_p), real_P=filled(fits_p).astype(bool))
+    return pairs, *company
 
   def _partner_segments(self, end_P: np.ndarray, generator: np.random.Generator):
     """Partners of the targets at `end_P` that fit, the place of each one's last token, which fit."""
     assert self._partners is not None
     start_P, length_P = self._partners.draw(end_P, generator)
-    plan, rows = self._config.plan(length_P), self._rows.partners
+    plan, room = self._config.plan(length_P), self._partner_rows
     # Rows are kept at random, so that lack of room favours no length.
-    nth_P = generator.permutation(plan.rows)[plan.row_S] if plan.rows > len(rows) else plan.row_S
-    fits = nth_P < len(rows)
-    segments = Segments(start_P, length_P, rows[np.where(fits, nth_P, 0)], plan.place_S)
+    row_P = generator.permutation(plan.rows)[plan.row_S] if plan.rows > room else plan.row_S
+    fits = row_P < room
+    segments = Segments(start_P, length_P, self.batch_rows + self._copies + row_P, plan.place_S)
     last_P = np.where(fits, segments.first(self._config.length) + length_P - 1, 0)
     return Segments(*(x[fits] for x in segments)), last_P, fits
 
@@ -248,21 +251,6 @@ class TrainBatches:
       return rows
     hidden_Bx1 = generator.random((len(rows.time_BxL), 1)) < _TIMELESS
     return rows._replace(time_BxL=np.where(hidden_Bx1, np.int32(-1), rows.time_BxL))
-
-
-class _Kinds(NamedTuple):
-  """Which rows of a batch are whose."""
-
-  targets: np.ndarray
-  partners: np.ndarray
-  copies: np.ndarray
-
-
-def _spread(*counts: int) -> _Kinds:
-  """So many rows of each kind, each kind spread evenly, so that every device has its share of all."""
-  share = np.concatenate([(np.arange(count) + 0.5) / count for count in counts])
-  row = np.argsort(np.argsort(share, kind='stable'))
-  return _Kinds(*np.split(row, np.cumsum(counts)[:-1]))
 
 
 class EvalBatch(NamedTuple):

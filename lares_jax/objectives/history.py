@@ -27,7 +27,7 @@ def owned(batch: Batch) -> tuple[jax.Array, jax.Array]:
     Which tokens of the row are items of it, each item once, bool [B, A, L]; and which places are
     scored [B, A]: a target that is in its own history is never recommended, so it does not count.
   """
-  rows = batch.rows
+  rows = batch.scored_rows
   at_place = lambda x_BxL: at_places(x_BxL[..., None], batch.place_BxA)
   own_BxAxL = at_place(rows.segment_BxL) == rows.segment_BxL[:, None]
   own_BxAxL &= at_place(rows.position_BxL) >= rows.position_BxL[:, None]

@@ -104,20 +104,21 @@ class Pretrain:
     out: Any = self.model.apply(
       {'params': params}, batch.rows, z_BxLxD, steps, cap=self.depth.cap, train=True,
       pick=draw.pick if of_step or c.early > 0 else None, rngs={'dropout': keys[0]})
-    scored_BxA = batch.scored_BxA
+    scored_BxA, rows = batch.scored_BxA, batch.scored_rows
     if c.history == 'removed':
       own_BxAxL, scored_BxA = history.owned(batch)
     scored_M = scored_BxA.reshape(-1)
     targets = jnp.maximum(scored_M.sum(), 1)
 
     def cross_entropy(state_BxLxD, key):
+      state_BxLxD = self.catalogue.split(state_BxLxD[: len(scored_BxA)])
       query_BxAxD = at_places(state_BxLxD, batch.place_BxA).astype(jnp.float32)
       args = (query_BxAxD.reshape(scored_M.shape[0], -1), batch.target_BxA.reshape(-1), scored_M,
               params['item'])
       if c.history == 'ranked':
         return self.catalogue.total(lambda logprob_M: -logprob_M, *args, key=key)[0] / targets
       logprob_BxA = history.without(self.catalogue.likelihood(*args), query_BxAxD, own_BxAxL,
-                                    batch.rows, params['item'], self.catalogue)
+                                    rows, params['item'], self.catalogue)
       return -jnp.where(scored_BxA, logprob_BxA, 0.0).sum() / targets
 
     loss = cross_entropy(out.state_BxLxD, keys[1])
