@@ -271,13 +271,15 @@ def test_another_text_is_another_run_and_what_is_missing_is_named(tmp_path):
 
 def test_times_reach_training_and_evaluation_and_some_are_hidden(built_in, tmp_path):
   experiment = Experiment(_config(built_in, TIMES), tmp_path)
-  batches = TrainBatches(built_in, experiment.config.data, 24, 24, 0, clock=experiment.clock)
+  batches = TrainBatches(built_in, experiment.config.data, 24, 24, 0, clock=experiment.clock,
+                         copies=True)
   share = []
   for step in range(4):
     time_BxL = batches.batch(step).rows.time_BxL
     hidden_B = (time_BxL < 0).all(axis=1)
     assert (time_BxL[~hidden_B] >= 0).all() and time_BxL.max() > 0
-    share += [*hidden_B]
+    np.testing.assert_array_equal(time_BxL[:24], time_BxL[24:48], 'a copy is as its row')
+    share += [*hidden_B[24:]]
   assert 0.02 < np.mean(share) < 0.25
   params = jax.tree.map(lambda x: x * 3, experiment.init_params())
   timed = experiment.evaluator.ranks(params, 'valid', (4,))

@@ -246,11 +246,12 @@ class TrainBatches:
     return Segments(*(x[fits] for x in segments)), last_P, fits
 
   def _some_without_times(self, rows: Rows, generator: np.random.Generator) -> Rows:
-    """The rows, some of them without their times."""
+    """The rows, some of them without their times; a copy is as its row."""
     if rows.time_BxL is None:
       return rows
-    hidden_Bx1 = generator.random((len(rows.time_BxL), 1)) < _TIMELESS
-    return rows._replace(time_BxL=np.where(hidden_Bx1, np.int32(-1), rows.time_BxL))
+    hidden_B = generator.random(len(rows.time_BxL) - self._copies) < _TIMELESS
+    hidden_B = np.concatenate([hidden_B[: self._copies], hidden_B])
+    return rows._replace(time_BxL=np.where(hidden_B[:, None], np.int32(-1), rows.time_BxL))
 
 
 class EvalBatch(NamedTuple):
