@@ -73,8 +73,7 @@ def export(workdir: str, output: str, platforms: Sequence[str] = USUAL, k: int =
   if not platforms or not set(platforms) <= {*PLATFORMS}:
     raise InputError(f'--platforms={",".join(platforms)}: use some of {",".join(PLATFORMS)}')
   directory = pathlib.Path(output).absolute()
-  if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-    raise InputError(f'{output}: exists; choose another --output, or delete it')
+  _check_free(directory)
   experiment = Experiment.load(workdir)
   recommender = Recommender.of(experiment)
   if not 1 <= k <= len(recommender.item_ids):
@@ -82,6 +81,12 @@ def export(workdir: str, output: str, platforms: Sequence[str] = USUAL, k: int =
   with aside(directory) as fresh:
     fresh.mkdir()
     _write(fresh, experiment, recommender, platforms, k, table)
+    _check_free(directory)  # still
+
+
+def _check_free(directory: pathlib.Path) -> None:
+  if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+    raise InputError(f'{directory}: exists; choose another --output, or delete it')
 
 
 def _write(directory: pathlib.Path, experiment: Experiment, recommender: Recommender,

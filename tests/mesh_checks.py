@@ -176,13 +176,17 @@ def training(name, shape):
 
 @check('2x4')
 def removed(name, shape):
-  """Three steps in which a history's own items are no rivals of its targets."""
+  """Three steps in which a history's own items are no rivals of its targets.
+
+  With rows of partners and copies, of which no mesh takes as many to a device.
+  """
 
   def of(shape, kind=Experiment):
     config = experiment(shape).config
-    loss = dataclasses.replace(config.pretrain.loss, alpha=0.0, gamma=0.0, history='removed')
-    return kind(dataclasses.replace(config, pretrain=dataclasses.replace(config.pretrain, loss=loss)),
-                DIRECTORY / 'run')
+    loss = dataclasses.replace(config.pretrain.loss, history='removed', views='separate')
+    train = dataclasses.replace(config.pretrain.train, batch_rows=5)
+    pretrain = dataclasses.replace(config.pretrain, loss=loss, train=train)
+    return kind(dataclasses.replace(config, pretrain=pretrain), DIRECTORY / 'run')
 
   (state, seen), (want, wanted) = (train(e, None, 0, 3) for e in (of(shape), of((1, 1), OneDevice)))
   close(seen, wanted, 'metrics', 1e-4)

@@ -151,7 +151,8 @@ def test_recommend_takes_the_rule(run):
 
 def test_a_study_put_elsewhere_leaves_the_run_its_rule(tmp_path):
   workdir, other = tmp_path / 'run', tmp_path / 'trial'
-  assert depth_study.places(workdir, '') == (workdir / 'depth', workdir / 'adaptive.json')
+  for usual in ('', str(workdir / 'depth')):
+    assert depth_study.places(workdir, usual) == (workdir / 'depth', workdir / 'adaptive.json')
   assert depth_study.places(workdir, str(other)) == (other, other / 'adaptive.json')
 
 

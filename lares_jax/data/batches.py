@@ -152,15 +152,14 @@ class TrainBatches:
     self.steps_per_epoch = max(self._plan.rows // batch_rows, 1)
     self._partners = Partners(store, config.max_history) if pairs and partners else None
     self._copies = batch_rows if pairs and copies else 0
-    self._partner_rows = self._rows_for_partners() if self._partners else 0
+    self._partner_rows = self._rows_for(self._partners) if self._partners else 0
 
-  def _rows_for_partners(self) -> int:
+  def _rows_for(self, partners: Partners) -> int:
     if self._config.rows == 'prefix':
       return self.pairs
-    assert self._partners is not None
     store, rng = self._store, np.random.default_rng(0)
     _, end_N = store.targets('train')
-    _, length_P = self._partners.draw(end_N[rng.integers(len(end_N), size=10_000)], rng)
+    _, length_P = partners.draw(end_N[rng.integers(len(end_N), size=10_000)], rng)
     return int(np.ceil(1.1 * self.pairs * length_P.mean() / self._config.length)) + 1
 
   @functools.lru_cache(maxsize=4)  # noqa: B019 - lives as long as the run
@@ -228,15 +227,14 @@ class TrainBatches:
       company.append(copies)
       pairs = pairs._replace(copy_P=places(copies))
     if self._partners:
-      partners, last_p, fits_p = self._partner_segments(end_p, generator)
-      company.append(partners)
+      start_p, length_p = self._partners.draw(end_p, generator)
+      others, last_p, fits_p = self._lay(start_p, length_p, generator)
+      company.append(others)
       pairs = pairs._replace(partner_P=filled(last_p), real_P=filled(fits_p).astype(bool))
     return pairs, *company
 
-  def _partner_segments(self, end_P: np.ndarray, generator: np.random.Generator):
-    """Partners of the targets at `end_P` that fit, the place of each one's last token, which fit."""
-    assert self._partners is not None
-    start_P, length_P = self._partners.draw(end_P, generator)
+  def _lay(self, start_P, length_P, generator: np.random.Generator):
+    """The partners that fit into their rows, the place of each one's last token, and which fit."""
     plan, room = self._config.plan(length_P), self._partner_rows
     # Rows are kept at random, so that lack of room favours no length.
     row_P = generator.permutation(plan.rows)[plan.row_S] if plan.rows > room else plan.row_S

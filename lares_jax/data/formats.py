@@ -216,7 +216,7 @@ def _columns(source: Source, wanted: list[str]) -> _Columns:
     return _lines(source.path), column, {
       'json': match('$').is_null(),
       'nested': pl.any_horizontal(bare(name, r'^[\[{]', r'[\[{]') for name in wanted),
-      'fraction': pl.any_horizontal(bare(name, r'^-?\d+(\.|e|\.\d+e)', r'-?\d') for name in ids)}
+      'fraction': pl.any_horizontal(bare(name, r'^-?\d+[.e]', r'-?\d') for name in ids)}
   if source.format == 'movielens' and not source.first_line.startswith('userId'):
     cells = pl.col('line').str.split('::' if '::' in source.first_line else '\t')
     names = ('userId', 'movieId', 'rating', 'timestamp')

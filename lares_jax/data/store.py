@@ -142,15 +142,15 @@ def written_aside(output: str | os.PathLike[str]) -> Iterator[str]:
   Raises:
     InputError: `output` exists and is neither an empty directory nor a prepared data set alone.
   """
-  output = os.path.realpath(output)
   empty = os.path.isdir(output) and not os.listdir(output)
   if os.path.exists(output) and not empty:
     try:
-      own = {*_read_meta(output)['files'], 'meta.json', 'text.npy'}
+      own = {*_read_meta(os.fspath(output))['files'], 'meta.json', 'text.npy'}
     except InputError:
       raise InputError(f'{output}: is there and no whole data set; remove it or choose another '
                        'place') from None
-    if foreign := sorted({*os.listdir(output)} - own):
+    left = lambda name: name.startswith('.text.npy.')  # by a process that was killed
+    if foreign := sorted(name for name in {*os.listdir(output)} - own if not left(name)):
       raise InputError(f'{output}: holds {foreign[0]}, which is not of the data set and would be lost; '
                        'move it away or choose another place')
   with aside(output) as fresh:

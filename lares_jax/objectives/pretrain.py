@@ -93,12 +93,12 @@ class Pretrain:
 
   def __call__(self, params, reference, batch: Batch, draw: Draw, key):
     del reference  # phase one has none
-    noise, *keys = jax.random.split(key, 3)
+    noise, *keys = jax.random.split(key, 4)
     z_BxLxD = initial_state(self.model.config, batch.rows, noise, train=True)
     return self.loss(params, batch, draw, z_BxLxD, keys)
 
   def loss(self, params, batch: Batch, draw: Draw, z_BxLxD, keys):
-    """The loss given the initial state, and keys of dropout and of sampled negatives."""
+    """The loss given the initial state, and keys of dropout and of both samples of negatives."""
     c, steps = self.config, draw.depth
     of_step = c.gamma > 0 and c.gamma_view == 'step' and batch.pairs is not None
     out: Any = self.model.apply(
@@ -126,7 +126,7 @@ class Pretrain:
                'distance_first': out.distance_T[:1].sum(),
                'distance_last': out.distance_T[jnp.maximum(steps - 1, 0)] if self.depth.cap else 0.0}
     if c.early > 0 and out.picked_BxLxD is not None:
-      metrics['early'] = cross_entropy(out.picked_BxLxD, jax.random.fold_in(keys[1], 1))
+      metrics['early'] = cross_entropy(out.picked_BxLxD, keys[2])
       loss += c.early * metrics['early']
     if batch.pairs is None:
       return loss, metrics

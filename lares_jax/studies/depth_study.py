@@ -60,8 +60,9 @@ def study(experiment: Experiment, place: str, depths: Sequence[int], widths: Seq
 
 def places(workdir: pathlib.Path, place: str) -> tuple[pathlib.Path, pathlib.Path]:
   """Where the report goes (empty: into the run), and the rule: put elsewhere, the run keeps its own."""
-  output = pathlib.Path(place or workdir / 'depth')
-  return output, (output if place else workdir) / adaptive.FILE
+  usual = workdir / 'depth'
+  output = pathlib.Path(place) if place else usual
+  return output, (workdir if output.resolve() == usual.resolve() else output) / adaptive.FILE
 
 
 def served(recommender: Recommender, experiment: Experiment, fixed: Sequence[Mapping[str, Any]],
