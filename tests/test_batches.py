@@ -1,16 +1,20 @@
 """Rows and batches: every target once, in its own context, the same whoever asks."""
 
+import dataclasses
+import pathlib
+
 import grain
 import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import make_store
+from tiny import make_config, make_store
 
 from lares_jax.data.batches import DataConfig, TrainBatches, Windows, eval_batches
 from lares_jax.data.rows import pack
 from lares_jax.errors import InputError
+from lares_jax.experiment import Experiment
 
 
 @pytest.fixture(scope='module')
@@ -102,6 +106,19 @@ def test_pairs_are_of_histories_with_the_same_target_and_others_where_there_are_
       shared += count[target] > 1
       others += count[target] > 1 and other[-4:] != own[-4:]
   assert shared > 50 and others > 0.9 * shared, 'partners must be drawn from the other occurrences'
+
+
+@pytest.mark.parametrize('loss, partners, copies', (
+  ({}, True, False), ({'alpha': 0.0}, False, False), ({'views': 'separate'}, True, True),
+  ({'alpha': 0.0, 'gamma_view': 'dropout'}, False, True)))
+def test_a_batch_has_the_rows_that_its_loss_reads(store, loss, partners, copies):
+  config = make_config(store.directory)
+  loss = dataclasses.replace(config.pretrain.loss, **loss)
+  config = dataclasses.replace(config, pretrain=dataclasses.replace(config.pretrain, loss=loss))
+  batch = Experiment(config, pathlib.Path()).pretraining().batches.batch(0)
+  assert [x is not None for x in (batch.pairs.partner_P, batch.pairs.copy_P)] == [partners, copies]
+  more = len(batch.rows.item_BxL) - len(batch.target_BxA) * (1 + copies)
+  assert more > 0 if partners else not more
 
 
 def test_kept_prompts_alone_are_scored(store):
