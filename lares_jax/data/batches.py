@@ -181,9 +181,9 @@ class TrainBatches:
     row_R = row_order[i * self.batch_rows : (i + 1) * self.batch_rows]
     first_R, count_R = self._row_first[row_R], np.diff(self._row_first)[row_R]
     slot_S = self._by_row_S[np.repeat(first_R, count_R) + ranges(count_R)]
-    nth_S = np.repeat(np.arange(len(row_R)), count_R)
+    row_S = np.repeat(np.arange(len(row_R)), count_R)
     start_S, length_S, context_S = (x[window_of_slot[slot_S]] for x in self.windows)
-    segments = Segments(start_S, length_S, nth_S, self._plan.place_S[slot_S])
+    segments = Segments(start_S, length_S, row_S, self._plan.place_S[slot_S])
 
     items_N, shape = self._store.items_N, (self.batch_rows, self._config.length)
     target, scored = np.zeros(shape, np.int32), np.zeros(shape, bool)
@@ -197,7 +197,7 @@ class TrainBatches:
     place = None
     if self._config.rows == 'prefix':  # only the last token of a row counts: leave the others out
       place = np.zeros((shape[0], 1), np.int32)
-      place[nth_S, 0] = length_S - 1
+      place[row_S, 0] = length_S - 1
       target, scored = (np.take_along_axis(x, place, axis=1) for x in (target, scored))
 
     generator = np.random.default_rng([self._seed, 2, step])
@@ -218,9 +218,9 @@ class TrainBatches:
     token_S = context_S + (generator.random(len(scored_S)) * scored_S).astype(np.int64)
     chosen = generator.permutation(len(scored_S))[: self.pairs]
     end_p = (segments.start_S + token_S + 1)[chosen]
-    filled = lambda x: np.pad(x.astype(np.int32), (0, self.pairs - len(chosen)))
+    filled = lambda x, kind=np.int32: np.pad(x.astype(kind), (0, self.pairs - len(chosen)))
     places = lambda segments: filled((segments.first(self._config.length) + token_S)[chosen])
-    target_P, real_P = filled(self._store.items_N[end_p]), np.arange(self.pairs) < len(chosen)
+    target_P, real_P = filled(self._store.items_N[end_p]), filled(np.ones(len(chosen)), bool)
     pairs, company = Pairs(places(segments), None, None, target_P, real_P), []
     if self._copies:
       copies = segments._replace(row_S=segments.row_S + self.batch_rows)
@@ -230,7 +230,7 @@ class TrainBatches:
       start_p, length_p = self._partners.draw(end_p, generator)
       others, last_p, fits_p = self._lay(start_p, length_p, generator)
       company.append(others)
-      pairs = pairs._replace(partner_P=filled(last_p), real_P=filled(fits_p).astype(bool))
+      pairs = pairs._replace(partner_P=filled(last_p), real_P=filled(fits_p, bool))
     return pairs, *company
 
   def _lay(self, start_P, length_P, generator: np.random.Generator):

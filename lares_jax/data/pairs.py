@@ -17,6 +17,11 @@ class Pairs(NamedTuple):
   target_P: Array  # int32: the item that follows anchor and partner
   real_P: Array  # bool: False fills
 
+  @property
+  def real_PxP(self) -> Array:
+    """Whether neither of two pairs is filling."""
+    return self.real_P[:, None] & self.real_P[None, :]
+
 
 class Partners:
   """Other training occurrences of the same target item."""

@@ -104,7 +104,7 @@ class Pretrain:
     out: Any = self.model.apply(
       {'params': params}, batch.rows, z_BxLxD, steps, cap=self.depth.cap, train=True,
       pick=draw.pick if of_step or c.early > 0 else None, rngs={'dropout': keys[0]})
-    scored_BxA, rows = batch.scored_BxA, batch.scored_rows
+    scored_BxA = batch.scored_BxA
     if c.history == 'removed':
       own_BxAxL, scored_BxA = history.owned(batch)
     scored_M = scored_BxA.reshape(-1)
@@ -118,7 +118,7 @@ class Pretrain:
       if c.history == 'ranked':
         return self.catalogue.total(lambda logprob_M: -logprob_M, *args, key=key)[0] / targets
       logprob_BxA = history.without(self.catalogue.likelihood(*args), query_BxAxD, own_BxAxL,
-                                    rows, params['item'], self.catalogue)
+                                    batch.scored_rows, params['item'], self.catalogue)
       return -jnp.where(scored_BxA, logprob_BxA, 0.0).sum() / targets
 
     loss = cross_entropy(out.state_BxLxD, keys[1])
@@ -153,10 +153,9 @@ class Pretrain:
     return loss, metrics
 
   def _counted(self, pairs: Pairs) -> jax.Array:
-    real_P = pairs.real_P
-    counted_PxP = real_P[:, None] & real_P[None, :]
+    counted_PxP = pairs.real_PxP
     if self.config.mask_same_target:
       target_P = pairs.target_P
       same_PxP = target_P[:, None] == target_P[None, :]
-      counted_PxP &= ~same_PxP | jnp.eye(len(real_P), dtype=bool)
+      counted_PxP &= ~same_PxP | jnp.eye(len(target_P), dtype=bool)
     return counted_PxP

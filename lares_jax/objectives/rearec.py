@@ -72,14 +72,12 @@ class Rearec:
     metrics = {'cross_entropy': last, 'early': early, 'targets': targets}
     loss = last + c.early * early
     if batch.pairs is not None:  # of them, the anchors alone
-      anchor_P, real_P = batch.pairs.anchor_P, batch.pairs.real_P
       noise_TxBxLxD = c.noise * jax.random.normal(keys[2], state_TxBxLxD[1:].shape)
       noisy_TxBxLxD = think(noise_TxBxLxD, keys[3])
       at = lambda x_BxLxD: as_query(
-        x_BxLxD.reshape(-1, width)[anchor_P], self.catalogue.config.similarity)
-      counted_PxP = real_P[:, None] & real_P[None, :]
+        x_BxLxD.reshape(-1, width)[batch.pairs.anchor_P], self.catalogue.config.similarity)
       metrics['contrast'] = jnp.stack([
-        infonce(at(noisy), at(clean), self.catalogue.config.tau, counted_PxP)
+        infonce(at(noisy), at(clean), self.catalogue.config.tau, batch.pairs.real_PxP)
         for noisy, clean in zip(noisy_TxBxLxD[1:], state_TxBxLxD[1:])]).mean()
       loss += c.contrast * metrics['contrast']
     return loss, metrics

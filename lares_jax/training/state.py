@@ -47,6 +47,7 @@ def train_step(state: TrainState, reference, batch, draw, *, objective, optimize
   trained, given = split(state.params)
   loss = lambda trained: objective({**trained, **given}, reference, batch, draw, key)
   (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(trained)
+  # Not optax.global_norm: each square tells, too, whether its gradient is finite.
   square_N = jnp.stack([jnp.square(g).sum() for g in jax.tree.leaves(grads)])
   norm = jnp.sqrt(square_N.sum())
 
