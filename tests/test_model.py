@@ -73,11 +73,11 @@ def test_parameters_and_program_are_the_same_at_every_depth(combine):
 
 
 @pytest.mark.parametrize('changes', (
-  {}, {'core_mask': 'shared'}, {'core_blocks': 2, 'combine': 'concat'}))
+  {}, {'core_dropout': 0.0}, {'core_blocks': 2, 'combine': 'concat'}))
 def test_the_gradient_of_a_run_is_that_of_the_program_differentiated(changes):
   """By parameters, Z_0 and, through it, what H is made of; of all that a run leaves behind."""
   rows = _rows([0, 5], [5, 3], [0, 1], [0, 0], (2, 8))
-  config = dataclasses.replace(MODEL, core_dropout=0.3, **changes)
+  config = dataclasses.replace(MODEL, **{'core_dropout': 0.3, **changes})
   z0 = initial_state(config, rows, jax.random.key(1), train=False)
   place_BxA = np.array([[1, 4, 4], [0, 2, 2]])
   # A plain sum of a norm is constant.
@@ -95,8 +95,8 @@ def test_the_gradient_of_a_run_is_that_of_the_program_differentiated(changes):
     return functools.partial(jax.jit(jax.grad(loss, (0, 1))), params, z0)
 
   plain = gradients(False, 4)
-  # Where each step has masks of its own, another cap has others.
-  others = [(True, 4)] + [(remat, 7) for remat in (False, True) if config.core_mask == 'shared']
+  # Another cap has other masks of dropout.
+  others = [(True, 4)] + [(remat, 7) for remat in (False, True) if not config.core_dropout]
   ours = [gradients(remat, cap) for remat, cap in others]
   for depths, pick in (([3, 3], 1), ([1, 4], 2), ([2, 1], 2)):
     want = plain(jnp.array(depths), pick)
@@ -105,9 +105,10 @@ def test_the_gradient_of_a_run_is_that_of_the_program_differentiated(changes):
                    gradient(jnp.array(depths), pick), want)
 
 
-@pytest.mark.parametrize('core_mask', ('step', 'shared'))
-def test_each_step_has_masks_of_its_own_unless_they_are_shared(core_mask):
-  config = dataclasses.replace(MODEL, core_dropout=0.3, core_mask=core_mask)
+@pytest.mark.parametrize('rate', (0.3, 0.0))
+def test_each_step_has_masks_of_its_own(rate):
+  """So that two steps are not one step twice."""
+  config = dataclasses.replace(MODEL, core_dropout=rate)
   rows = _rows([0, 5], [5, 3], [0, 1], [0, 0], (2, 8))
   model, params = _init(config, rows)
   apply = functools.partial(
@@ -115,7 +116,7 @@ def test_each_step_has_masks_of_its_own_unless_they_are_shared(core_mask):
   run = jax.jit(lambda z0, depth: apply(rows, z0, depth).state_BxLxD)
   z0 = initial_state(config, rows, jax.random.key(1), train=False)
   alike = np.allclose(run(run(z0, 1), 1), run(z0, 2), atol=1e-5)
-  assert alike == (core_mask == 'shared')
+  assert alike == (not rate)
 
 
 def test_initial_states():
@@ -131,20 +132,6 @@ def test_initial_states():
   first, again, other = draw('normal', False), draw('normal', False), draw('normal', False, 1)
   assert (first == again).all() and (first != other).any()
   assert (first[0, 0] != first[0, 1]).any(), 'noise is drawn for every token'
-
-
-def test_dropout_masks_are_anew_each_step_or_shared():
-  rows = _rows([0, 5], [5, 3], [0, 1], [0, 0], (2, 8))
-  for mask in ('step', 'shared'):
-    config = dataclasses.replace(MODEL, core_mask=mask, core_dropout=0.5, embed_dropout=0.0,
-                                 pre_dropout=0.0)
-    model, params = _init(config, rows)
-    # A core-block fed the same state twice: Z_1 = Z_2 can only hold if the masks are the same.
-    params['scan']['step']['step_norm']['norm'] = {'scale': jnp.zeros(8), 'bias': jnp.arange(8.0)}
-    out = model.apply({'params': params}, rows, jnp.zeros((2, 8, 8)), 2, cap=2, train=True,
-                      place_BxA=np.array([[4], [2]]), rngs={'dropout': jax.random.key(0)})
-    same = np.allclose(out.states_TxBxAxD[0], out.states_TxBxAxD[1], atol=1e-6)
-    assert same == (mask == 'shared')
 
 
 def test_bf16_compute_keeps_float32_parameters_and_stays_close():

@@ -58,7 +58,6 @@ class ModelConfig:
   embed_dropout: float = 0.5
   pre_dropout: float = 0.5
   core_dropout: float = 0.5
-  core_mask: Literal['step', 'shared'] = 'step'  # the core-block's dropout masks: new at each step?
   remat: bool = True  # recompute a step in the backward pass instead of keeping its insides
 
   def __post_init__(self):
@@ -190,20 +189,20 @@ class Lares(nn.Module):
     """The core-block, applied to row b depth_B[b] times.
 
     Args:
-      h_BxLxD: from `prelude`.
-      rows: the tokens.
-      z_BxLxD: the initial state Z_0.
+      h_BxLxD, z_BxLxD: H from `prelude`, and the initial state Z_0.
       depth_B: steps for each row, or one number for all; traced, so one program serves all depths.
       cap: static upper bound of the depth; steps beyond the largest depth are not taken.
-      train: dropout on.
       pick: index from 0 of a step whose state is wanted besides the last.
       place_BxA: tokens of each row whose state is wanted after every step.
     """
     if not self.config.core_layers:
       return Reasoning(h_BxLxD, None, None, jnp.zeros((0,)))
     depth_B = jnp.broadcast_to(depth_B, rows.item_BxL.shape[:1])
+    keys = None  # of each step's dropout [T]
+    if train and self.has_rng('dropout'):
+      keys = jax.random.split(self.make_rng('dropout'), cap)
     given = Given(Context.of(rows), depth_B, jnp.minimum(depth_B.max(), cap),
-                  self._keys(cap) if train else None, pick, place_BxA)
+                  keys, pick, place_BxA)
     z_BxLxD = z_BxLxD.astype(h_BxLxD.dtype)
     recurrence = self._recurrence(cap, train)
     with jax.named_scope('core'):
@@ -215,13 +214,6 @@ class Lares(nn.Module):
   def _recurrence(self, cap: int, train: bool = False) -> Recurrence:
     make = Step if self.config.core_blocks == 1 else _Blocks
     return Recurrence(functools.partial(make, self.config), cap, train)
-
-  def _keys(self, cap: int) -> jax.Array | None:
-    """Of each step's dropout [T]."""
-    if not self.has_rng('dropout'):
-      return None
-    key = self.make_rng('dropout')
-    return jax.random.split(key, cap) if self.config.core_mask == 'step' else jnp.stack([key] * cap)
 
 
 def initial_state(config: ModelConfig, rows: Rows, key: jax.Array, train: bool) -> jax.Array:

@@ -1,6 +1,7 @@
 """Phase two: group-relative reinforcement of rollouts that rank the target well."""
 
 import dataclasses
+import functools
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -26,9 +27,6 @@ class PosttrainConfig:
   k: int = 10
   beta: float = 1.0
   reference_noise: Literal['shared', 'independent'] = 'shared'  # the rollout's Z_0; or as published
-  depths: Literal['rollout', 'group'] = 'rollout'  # one for each; or one for all
-  # Against the group; positive: that, nothing below 0; reward: as it is.
-  advantage: Literal['group', 'positive', 'reward'] = 'group'
 
   def __post_init__(self):
     if self.rollouts < 2:
@@ -41,17 +39,9 @@ class Draw(NamedTuple):
   depth_G: Array
 
 
-def advantages(reward_GxM: jax.Array, kind: str = 'group') -> jax.Array:
-  """(reward - mean of the group) / (unbiased std of the group + 1e-4).
-
-  An action below the mean is still the true target. `positive` does not punish it; `reward` has no
-  baseline at all.
-  """
-  if kind == 'reward':
-    return reward_GxM
-  centred_GxM = reward_GxM - reward_GxM.mean(axis=0)
-  advantage_GxM = centred_GxM / (reward_GxM.std(axis=0, ddof=1) + 1e-4)
-  return jnp.maximum(advantage_GxM, 0.0) if kind == 'positive' else advantage_GxM
+def advantages(reward_GxM: jax.Array) -> jax.Array:
+  """(reward - mean of the group) / (unbiased std of the group + 1e-4)."""
+  return (reward_GxM - reward_GxM.mean(axis=0)) / (reward_GxM.std(axis=0, ddof=1) + 1e-4)
 
 
 def divergence(logprob, reference):
@@ -60,17 +50,13 @@ def divergence(logprob, reference):
   return jnp.expm1(gap) - gap
 
 
-def policy_loss(beta: float):
+def policy_loss(beta: float, logprob, reference, advantage, weight):
   """The loss of one step of one rollout: -w (exp(lp - stop(lp)) A - beta KL), element by element.
 
   The weight w is 0 for steps beyond the rollout's depth, and makes the sum a mean.
   """
-
-  def loss(logprob, reference, advantage, weight):
-    ratio = jnp.exp(logprob - jax.lax.stop_gradient(logprob))
-    return -weight * (ratio * advantage - beta * divergence(logprob, reference))
-
-  return loss
+  ratio = jnp.exp(logprob - jax.lax.stop_gradient(logprob))
+  return -weight * (ratio * advantage - beta * divergence(logprob, reference))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,10 +72,7 @@ class Posttrain:
   config: PosttrainConfig
 
   def draw(self, generator: np.random.Generator) -> Draw:
-    groups = self.config.rollouts
-    if self.config.depths == 'group':
-      return Draw(np.repeat(depth.draw(self.depth, generator, 1), groups))
-    return Draw(depth.draw(self.depth, generator, groups))
+    return Draw(depth.draw(self.depth, generator, self.config.rollouts))
 
   def __call__(self, params, reference, batch: Batch, draw: Draw, key):
     key_z, key_reference, key_dropout = jax.random.split(key, 3)
@@ -109,8 +92,11 @@ class Posttrain:
     prompt_M, target_M = batch.scored_BxA.reshape(-1), batch.target_BxA.reshape(-1)
     group = jnp.arange(c.rollouts)
     final_GxMxD = jax.lax.stop_gradient(states_TxGxMxD[draw.depth_G - 1, group])
-    reward_GxM = self._rewards(jax.lax.stop_gradient(params), final_GxMxD, target_M, prompt_M)
-    advantage_GxM = advantages(reward_GxM, c.advantage)
+    each = lambda x_M: jnp.broadcast_to(x_M, final_GxMxD.shape[:2])
+    rank_GxM = self.catalogue.ranks(final_GxMxD.astype(jnp.float32), each(target_M), each(prompt_M),
+                                    jax.lax.stop_gradient(params['item']))
+    reward_GxM = metrics.gain(rank_GxM, c.k, c.reward, jnp)
+    advantage_GxM = advantages(reward_GxM)
 
     prompts = jnp.maximum(prompt_M.sum(), 1)
     over = lambda x_M: jnp.where(prompt_M, x_M, 0.0).sum() / prompts
@@ -124,8 +110,8 @@ class Posttrain:
       frozen_TxGxMxD.astype(jnp.float32), wide(target_M), real_TxGxM, reference['item'],
       sample).logprob_M, 0.0)
     loss, logprob_TxGxM = self.catalogue.total(
-      policy_loss(c.beta), states_TxGxMxD.astype(jnp.float32), wide(target_M), real_TxGxM,
-      params['item'], (reference_TxGxM, wide(advantage_GxM), weight_TxGxM), sample)
+      functools.partial(policy_loss, c.beta), states_TxGxMxD.astype(jnp.float32), wide(target_M),
+      real_TxGxM, params['item'], (reference_TxGxM, wide(advantage_GxM), weight_TxGxM), sample)
     kl_TxGxM = divergence(logprob_TxGxM, reference_TxGxM)
     equal_M = reward_GxM.max(axis=0) == reward_GxM.min(axis=0)
     seen = {
@@ -160,13 +146,6 @@ class Posttrain:
                 place_BxA=jnp.tile(place_BxA, (groups, 1)), method='reason')
     states = out.states_TxBxAxD
     return states.reshape(len(states), groups, -1, states.shape[-1]), out.distance_T
-
-  def _rewards(self, params, final_GxMxD, target_M, prompt_M):
-    shape = final_GxMxD.shape[:2]
-    wide = lambda x_M: jnp.broadcast_to(x_M, shape)
-    rank_GxM = self.catalogue.ranks(
-      final_GxMxD.astype(jnp.float32), wide(target_M), wide(prompt_M), params['item'])
-    return metrics.gain(rank_GxM, self.config.k, self.config.reward, jnp)
 
   def _repeated(self, rows):
     """Rows, or arrays of rows, once for each rollout, rollout-major [G * B, ..]."""

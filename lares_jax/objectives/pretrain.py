@@ -22,14 +22,13 @@ from lares_jax.scoring import as_query
 
 @dataclasses.dataclass(frozen=True)
 class PretrainConfig:
-  """Weights and form of the terms: CE + alpha * trajectory + gamma * step (+ early * CE)."""
+  """Weights and form of the terms: CE + alpha * trajectory + gamma * step."""
 
   alpha: float = 0.1
   gamma: float = 0.5
   gamma_view: Literal['step', 'dropout'] = 'step'  # what gamma aligns with; or another dropout
   # What a target competes with: all items, or all but those of the history that the model reads.
   history: Literal['ranked', 'removed'] = 'ranked'
-  early: float = 0.0  # weight of a cross-entropy at a step drawn from all, besides the last step's
   similarity: Literal['dot', 'cos'] = 'dot'  # of the alignment terms
   tau: float = 1.0
   mask_same_target: bool = False  # leave out false negatives: other histories with the same target
@@ -93,41 +92,37 @@ class Pretrain:
 
   def __call__(self, params, reference, batch: Batch, draw: Draw, key):
     del reference  # phase one has none
-    noise, *keys = jax.random.split(key, 4)
+    noise, *keys = jax.random.split(key, 3)
     z_BxLxD = initial_state(self.model.config, batch.rows, noise, train=True)
     return self.loss(params, batch, draw, z_BxLxD, keys)
 
   def loss(self, params, batch: Batch, draw: Draw, z_BxLxD, keys):
-    """The loss given the initial state, and keys of dropout and of both samples of negatives."""
+    """The loss given the initial state, and keys of dropout and of the sample of negatives."""
     c, steps = self.config, draw.depth
     of_step = c.gamma > 0 and c.gamma_view == 'step' and batch.pairs is not None
     out: Any = self.model.apply(
       {'params': params}, batch.rows, z_BxLxD, steps, cap=self.depth.cap, train=True,
-      pick=draw.pick if of_step or c.early > 0 else None, rngs={'dropout': keys[0]})
+      pick=draw.pick if of_step else None, rngs={'dropout': keys[0]})
     scored_BxA = batch.scored_BxA
     if c.history == 'removed':
       own_BxAxL, scored_BxA = history.owned(batch)
     scored_M = scored_BxA.reshape(-1)
     targets = jnp.maximum(scored_M.sum(), 1)
 
-    def cross_entropy(state_BxLxD, key):
-      state_BxLxD = self.catalogue.split(state_BxLxD[: len(scored_BxA)])
-      query_BxAxD = at_places(state_BxLxD, batch.place_BxA).astype(jnp.float32)
-      args = (query_BxAxD.reshape(scored_M.shape[0], -1), batch.target_BxA.reshape(-1), scored_M,
-              params['item'])
-      if c.history == 'ranked':
-        return self.catalogue.total(lambda logprob_M: -logprob_M, *args, key=key)[0] / targets
+    state_BxLxD = self.catalogue.split(out.state_BxLxD[: len(scored_BxA)])
+    query_BxAxD = at_places(state_BxLxD, batch.place_BxA).astype(jnp.float32)
+    args = (query_BxAxD.reshape(scored_M.shape[0], -1), batch.target_BxA.reshape(-1), scored_M,
+            params['item'])
+    if c.history == 'ranked':
+      total, _ = self.catalogue.total(lambda logprob_M: -logprob_M, *args, key=keys[1])
+    else:
       logprob_BxA = history.without(self.catalogue.likelihood(*args), query_BxAxD, own_BxAxL,
                                     batch.scored_rows, params['item'], self.catalogue)
-      return -jnp.where(scored_BxA, logprob_BxA, 0.0).sum() / targets
-
-    loss = cross_entropy(out.state_BxLxD, keys[1])
+      total = -jnp.where(scored_BxA, logprob_BxA, 0.0).sum()
+    loss = total / targets
     metrics = {'cross_entropy': loss, 'targets': targets, 'depth': steps,
                'distance_first': out.distance_T[:1].sum(),
                'distance_last': out.distance_T[jnp.maximum(steps - 1, 0)] if self.depth.cap else 0.0}
-    if c.early > 0 and out.picked_BxLxD is not None:
-      metrics['early'] = cross_entropy(out.picked_BxLxD, keys[2])
-      loss += c.early * metrics['early']
     if batch.pairs is None:
       return loss, metrics
 
