@@ -1,42 +1,11 @@
 """The catalogue pass of `share` by kernels, which keep every block of scores on the chip.
 
 `catalogue.kernel=pallas` takes them; `auto` is plain for now: a kernel is to be taken unasked only
-where it has been shown, on the chip itself, to be right and to win. On an H200, in bfloat16, it wins
-(below), and likelihood and gradients are within 1e-5 of the plain pass's, in norm (2026-11-27, three
+where it has been shown, on the chip itself, to be right and to win. On an H200, in bfloat16, it wins,
+and likelihood and gradients are within 1e-5 of the plain pass's, in norm (2026-11-27, three
 sizes of 10^5 items and more). Ranks, float32 and other cards have not been compared.
 
-What binds at D 64 in bfloat16, by published figures, in 10^12 scores/s. A product is 2 D operations
-a score, but a TPU's matrix unit takes D as 128 (v6e: 256); there are 4 of them forward and backward
-(GPU 5), and 2 exponentials (GPU 3). A TPU reads the table once for 512 queries.
-
-  chip   peak         memory      products: forward, both   exponentials: both   binds
-  v5e    197 TFLOP/s  0.82 TB/s   0.77   0.19               0.75 at 1.5 GHz      products
-  v5p    459          2.77        1.8    0.45               1.8 at 1.75 GHz      products
-  v6e    918          1.64        1.8    0.45               clock not published  products
-  H200   989 dense    4.8         7.7    1.5                1.4                  exponentials
-
-Sources: Cloud TPU documentation, NVIDIA H200 data sheet; exponentials: a register of 1,024 a cycle
-and core (TPU compiler), 16 a cycle and multiprocessor, 132 of them at 1.98 GHz (CUDA programming
-guide, compute capability 9.0). A TPU's clock follows from its peak.
-
-Compiled for these chips (jax 0.10.2, M 4,096, V 10^6), not measured: cycles per 1,024 scores by the
-compiler's schedule (kernel) or XLA's estimate (plain; it overrates exponentials), and temporaries of
-the likelihood with its gradient. On TPUs the sure gain is the memory.
-
-  chip   kernel: forward, backward   plain: forward, backward   temporaries: kernel, plain
-  v5e    2.3   4.9                   22.8   19.7                  0 MB     514 MB
-  v5p    2.3   5.1                   14.5   16.6                 12 MB   1,044 MB
-  v6e    2.2   3.0                   13.3   12.0                  0 MB   1,026 MB
-  H200                                                          258 MB     270 MB
-
-Measured on one H200: the likelihood with its gradient in bfloat16, milliseconds, and MiB of
-temporaries (`benchmark --what=catalogue --rounds=5`, jax 0.11.2, 2026-11-26, one run).
-
-  M x V x D                plain   kernel   scores/s, kernel   temporaries: plain, kernel
-  1,024 x 12,101 x 64      0.6     0.5      0.03 10^12         27    16
-  4,096 x 100,000 x 64     11.7    1.2      0.34               20    38
-  4,096 x 1,000,000 x 64   109     8.6      0.48               20    245
-  4,096 x 1,000,000 x 256  147     34.8     0.12               33    492
+What binds on each chip, what was compiled and what was measured: configs/results/README.md.
 """
 
 import jax
