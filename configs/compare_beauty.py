@@ -154,7 +154,7 @@ def table(recipe, ablations: bool, more=()):
     runs['lares_phase_two'] = {'config': _changed(recipe(''), {'phases': ALL}), 'phase': 'posttrain',
                                'against': 'lares_phase_one', 'seeds': (1, 2)}
     runs['lares_phase_two_all_prompts'] = {
-      'config': _changed(recipe(''), {'phases': ALL, 'select.top': 0}), 'phase': 'posttrain',
+      'config': _changed(recipe(''), {'phases': 'pretrain,posttrain'}), 'phase': 'posttrain',
       'against': 'lares_phase_two', 'seeds': (1,)}
     runs['lares_phase_one'] = {'of': 'lares_phase_two', 'phase': 'pretrain',
                                'against': 'lares_phase_one'}  # just these seeds; nothing is tested

@@ -40,6 +40,7 @@ from lares_jax.studies import timing
 from lares_jax.training import loop, sharding
 
 _CONFIG = config_flags.DEFINE_config_file('config', help_string='A file of configs/.')
+flags.mark_flag_as_required('config')
 _WHAT = flags.DEFINE_list('what', ['packed', 'prefix', 'posttrain', 'evaluate'], 'What to measure.')
 _DEPTH = flags.DEFINE_integer('depth', 4, 'Steps of reasoning, held fixed.', lower_bound=0)
 _ROUNDS = flags.DEFINE_integer('rounds', 5, 'Turns of each variant.', lower_bound=1)
@@ -64,7 +65,7 @@ class Variant:
 
 
 def main() -> None:
-  config = config_lib.of_flag(_CONFIG.value)
+  config = config_lib.typed(_CONFIG.value)
   if _WHAT.value == ['catalogue']:
     rows = catalogue_study.run(config.catalogue, _ROUNDS.value)
     if _JSON.value:
@@ -85,7 +86,7 @@ def main() -> None:
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
   device = jax.devices()[0]
   print(f'{device.device_kind}, {jax.device_count()} device(s), depth '
-        f'{_DEPTH.value if config.depth.mean else 0}; '
+        f'{min(_DEPTH.value, config.model.deepest) if config.depth.mean else 0}; '
         f'peak host memory of the whole process {peak:.2f} GiB')
   if _JSON.value:
     print(json.dumps({'variants': figures, 'device': device.device_kind, 'host_peak_gib': peak}))
@@ -154,7 +155,7 @@ def evaluate(config: Config) -> Variant:
 def recommend(name: str, config: Config, count: int) -> Variant:
   """Different test users' histories at every call, their own items left out."""
   experiment = Experiment(config, pathlib.Path())
-  recommender = Recommender.at(experiment, experiment.init_params(), _DEPTH.value)
+  recommender = Recommender(experiment, experiment.init_params(), _DEPTH.value)
   histories = experiment.store.raw_histories(*experiment.store.targets('test'))
   order = itertools.cycle(np.random.default_rng(0).permutation(len(histories)))
   once = lambda: len(recommender.recommend([histories[m] for m in itertools.islice(order, count)]))

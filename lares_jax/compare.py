@@ -8,8 +8,7 @@ the same command goes on where it was. The table is printed and written to WORKD
 and .json: the test at the depth chosen on validation, what it costs, and the difference in NDCG@10
 from the row it stands against, with interval and p-value (see significance.py). The last row is
 popularity in training. --finished trains nothing: the table is of what is there, and the rest is
-named. --keep=DIR copies what the table is made of, without checkpoints (Beauty: some
-150 KB a run); a copy of DIR as workdir gives the same table again. A config names
+named; it needs config.json, metrics.jsonl, ranks.npz and result.json of each run. A config names
 
     runs        name -> config (of another config file), or of=NAME to look at that row's runs again;
                 phase=pretrain or posttrain to test that phase, not the better one on validation;
@@ -31,7 +30,7 @@ from ml_collections import config_flags
 
 from lares_jax import comparison, files, metrics, processes, report, significance
 from lares_jax.comparison import Plan
-from lares_jax.errors import InputError, front_door
+from lares_jax.errors import front_door
 from lares_jax.experiment import Experiment
 from lares_jax.model.lares import GIVEN
 from lares_jax.studies.cost import flops_per_user
@@ -39,16 +38,14 @@ from lares_jax.training.evaluation import History
 from lares_jax.training.log import training_seconds
 
 _CONFIG = config_flags.DEFINE_config_file('config', help_string='A file configs/compare_*.py.')
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Where runs and table go.')
-_KEEP = flags.DEFINE_string('keep', None, 'Where copies of the finished runs go, without checkpoints.')
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Where runs and table go.', required=True)
+flags.mark_flag_as_required('config')
 _FINISHED = flags.DEFINE_bool('finished', False, 'Train nothing; show the runs that are finished.')
 
 HISTORIES = get_args(History)
 
 
 def main() -> None:
-  if not _WORKDIR.value:
-    raise InputError('give --workdir=DIR, where runs and table go')
   workdir = pathlib.Path(_WORKDIR.value)
   with processes.joined():
     plan = comparison.plan_of(_CONFIG.value)
@@ -57,8 +54,6 @@ def main() -> None:
       plan, experiments = comparison.finished_part(plan, experiments)
     else:
       comparison.train(experiments)
-    if _KEEP.value and processes.first():
-      comparison.keep(experiments, pathlib.Path(_KEEP.value))
     write(plan, compare(plan, experiments), workdir)
 
 
@@ -122,7 +117,7 @@ def _scores(runs: Sequence[Experiment], phase: str, history: str) -> dict[str, n
   return {key: np.stack([values[key] for values in by_seed]) for key in report.SHORT}
 
 
-def _difference(plan: Plan, name: str, scores, spread: significance.Spread | None) -> dict[str, Any]:
+def _difference(plan: Plan, name: str, scores, spread: significance.Spread) -> dict[str, Any]:
   other = plan.against(name)
   if other == name:
     return {}

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
 from lares_jax import config as config_lib
 from lares_jax import files, run
@@ -49,13 +48,13 @@ class Plan:
     return self.runs[self.source(name)].seeds or self.seeds
 
 
-def plan_of(config: Mapping[str, Any] | None) -> Plan:
+def plan_of(config: Mapping[str, Any]) -> Plan:
   """The typed plan of a config.
 
   Raises:
-    InputError: there is none, or it has a fault.
+    InputError: it has a fault.
   """
-  values, runs = config_lib.given(config, 'compare_NAME'), {}
+  values, runs = dict(config.items()), {}
   for name, given in dict(values.pop('runs', {})).items():
     where, fields = f'config.runs.{name}', dict(given.items())
     own = fields.pop('config', None)
@@ -122,8 +121,9 @@ def start(plan: Plan, workdir: pathlib.Path, to_train: bool = True) -> dict[str,
 
 def train(experiments: Mapping[str, Sequence[Experiment]]) -> None:
   """Trains what is not finished, the first seed of every row first."""
-  todo = {e.workdir: e for runs in experiments.values() for e in runs if not finished(e)}
-  for n, e in enumerate(sorted(todo.values(), key=lambda e: e.config.seed), 1):
+  todo = {e.workdir: (n, e) for runs in experiments.values() for n, e in enumerate(runs)
+          if not finished(e)}
+  for n, (_, e) in enumerate(sorted(todo.values(), key=lambda nth: nth[0]), 1):
     print(f'\nrun {n} of {len(todo)}: {e.workdir.parent.name}, seed {e.config.seed}', flush=True)
     run.train(e)
     jax.clear_caches()  # the next run compiles its own
@@ -147,35 +147,16 @@ def finished_part(plan: Plan, experiments: Mapping[str, Sequence[Experiment]]
   if not done[plan.reference]:
     raise InputError(f'{plan.reference}: no run of it is finished, and the others stand against it; '
                      'train it first, or name another with --config.reference')
-  found = {name: runs for name, runs in done.items()
-           if runs and (done[plan.against(name)] or not plan.runs[name].of)}
+  found = {name: runs for name, runs in done.items() if runs}
+  while lost := [name for name in found
+                 if plan.runs[name].of and plan.against(name) not in found]:
+    found = {name: runs for name, runs in found.items() if name not in lost}
   for name in plan.runs:
     if name not in found and plan.runs[name].of:
       print(f'not finished: what {name} stands on, {plan.source(name)} or {plan.against(name)}')
   against = lambda name: plan.against(name) if plan.against(name) in found else ''
   rows = {name: dataclasses.replace(plan.runs[name], against=against(name)) for name in found}
   return dataclasses.replace(plan, runs=rows), found
-
-
-def keep(experiments: Mapping[str, Sequence[Experiment]], directory: pathlib.Path) -> None:
-  """Copies what the table is made of: neither checkpoints, nor where the data set was prepared.
-
-  Raises:
-    InputError: `directory` is where the runs are.
-  """
-  for e in {e.workdir: e for runs in experiments.values() for e in runs}.values():
-    to = directory / e.workdir.parent.name / e.workdir.name
-    if to.resolve() == e.workdir.resolve():
-      raise InputError(f'--keep={directory}: the runs are there; choose another directory')
-    to.mkdir(parents=True, exist_ok=True)
-    for name in ('result.json', 'metrics.jsonl'):
-      files.write(to / name, (e.workdir / name).read_bytes())
-    ranks = np.load(e.workdir / 'ranks.npz')
-    shown = {key: ranks[key] for key in ranks.files if '_valid_' not in key}
-    files.write_arrays(to / 'ranks.npz', shown)
-    content = files.read_json(e.workdir / 'config.json')
-    content.pop('store', None)
-    files.write_json(to / 'config.json', content)
 
 
 def finished(experiment: Experiment) -> bool:

@@ -32,7 +32,7 @@ PHASES = ('pretrain', 'select', 'posttrain')
 # Settings, by their last name, that 0 makes senseless.
 _ABOVE_ZERO = {
   'width', 'heads', 'inner', 'distances', 'positions', 'core_blocks', 'text_width', 'experts',
-  'batch_rows', 'log_every_steps', 'eval_every_epochs', 'passes', 'tau', 'heat', 'tile', 'block',
+  'batch_rows', 'log_every_steps', 'eval_every_epochs', 'top', 'passes', 'tau', 'heat', 'tile', 'block',
   'catalogue', 'k'}
 
 
@@ -51,7 +51,7 @@ class TrainConfig:
 
   epochs: float = 300.0
   batch_rows: int = 32  # rows a step; a packed row of 64 tokens holds about 63 targets
-  pairs: int = 512  # a step, of the alignment terms; at most one for each history in the rows
+  pairs: int = 512  # a step, of phase one's alignment terms; at most one for each history in the rows
   eval_every_epochs: float = 1.0
   patience: int = 10  # evaluations without a better validation NDCG@10 before stopping; 0: never
   save_every_steps: int = 0  # besides where it is evaluated
@@ -67,9 +67,12 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SelectConfig:
-  """Prompts worth reinforcing: target within `top` in any of `passes` noisy passes at depth r."""
+  """Prompts worth reinforcing: target within `top` in any of `passes` noisy passes at depth r.
 
-  top: int = 100  # 0: keep all prompts
+  Without `select` among the phases all prompts are.
+  """
+
+  top: int = 100
   passes: int = 3
 
 
@@ -132,9 +135,9 @@ class Config:
     if removed and {'select', 'posttrain'} & {*self.phase_list}:
       raise InputError('pretrain.loss.history, evaluate.history=removed: for phase one alone; phase '
                        'two ranks the history when it selects and rewards; set phases=pretrain')
-    if self.depth.mean and max(self.evaluate.depths) > self.model.deepest:
-      raise InputError(f'evaluate.depths={self.evaluate.depths}: this model goes from 0 to '
-                       f'{self.model.deepest}')
+    if self.depth.mean and max(*self.evaluate.depths, self.depth.mean) > self.model.deepest:
+      raise InputError(f'depth.mean={self.depth.mean}, evaluate.depths={self.evaluate.depths}: this '
+                       f'model goes from 0 to {self.model.deepest}')
     if self.catalogue.loss == 'gbce' and 'posttrain' in self.phase_list:
       raise InputError('catalogue.loss=gbce: gives no probabilities, and phase two compares those; set '
                        'phases=pretrain, or catalogue.loss=exact or sampled')
@@ -167,29 +170,6 @@ def defaults() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict(dataclasses.asdict(Config()))
   config.data.prepare.min_rating = ml_collections.config_dict.placeholder(float)  # None, but typed
   return config
-
-
-def of_flag(value) -> Config:
-  """The config that a --config flag of ml_collections holds.
-
-  Raises:
-    InputError: there is none, its file is missing, or it has a fault.
-  """
-  return typed(given(value, 'NAME'))
-
-
-def given(value, example: str) -> dict[str, Any]:
-  """What a --config flag holds, such as configs/EXAMPLE.py.
-
-  Raises:
-    InputError: nothing, or its file is missing.
-  """
-  if value is None:
-    raise InputError(f'give --config=configs/{example}.py')
-  try:
-    return dict(value.items())
-  except OSError as error:
-    raise InputError(f'--config: {error}') from None
 
 
 def typed(config: Mapping[str, Any], kind: type = Config, path: str = 'config'):
@@ -234,6 +214,8 @@ def _value(value, hint, path: str):
       raise InputError(f'{path}={value!r}: use one of {", ".join(typing.get_args(hint))}')
     return value
   if origin is tuple:
+    if not isinstance(value, list | tuple):
+      raise InputError(f'{path}={value!r} is not a list')
     kind = typing.get_args(hint)[0]
     return tuple(_value(x, kind, f'{path}[{n}]') for n, x in enumerate(value))
   if hint is float and isinstance(value, int) and not isinstance(value, bool):

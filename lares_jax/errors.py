@@ -1,5 +1,6 @@
 """What a person did wrong, said in one line."""
 
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -36,7 +37,7 @@ def front_door(main: Callable[[], Any]) -> None:
       print('stopped at once; what was saved stands', file=sys.stderr)
       return 128 + signal.SIGINT
     except (InputError, OSError) as error:  # the latter: a full disk, a place that cannot be written
-      return _say(error)
+      return _say(str(error))
     except Interrupted as stop:
       print(f'{stop}: saved; the same command goes on from here', file=sys.stderr)
       return stop.code
@@ -65,14 +66,17 @@ def _parsed(argv: list[str]) -> list[str]:
   # A config file is read while flags are parsed, so its own faults come up here: no such file,
   # no such key, a value of another type.
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-    sys.exit(_say(error))
+    # ml_collections quotes what others said, line ends and all.
+    said = str(error).replace('\\n', '\n').replace("\\'", "'")
+    said = re.sub(r'flag --(\w+)=None: .*', r'--\1 is missing; --help says what it is', said)
+    if isinstance(error, AttributeError):
+      said = f'the config has no key {said}'
+    sys.exit(_say(said))
 
 
-def _say(error: Exception) -> int:
-  lines = str(error).replace('\\n', '\n').replace("\\'", "'").strip().splitlines()
+def _say(said: str) -> int:
+  lines = said.strip().splitlines()
   if any('Traceback (most' in line for line in lines):
     lines = lines[-1:]  # a config file that raised: its own words are enough
-  if isinstance(error, AttributeError):
-    lines = ['the config has no key', *lines]
   print('error: ' + ' '.join(' '.join(lines).split()), file=sys.stderr)
   return 1

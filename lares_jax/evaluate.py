@@ -13,10 +13,10 @@ import numpy as np
 from absl import flags
 
 from lares_jax import metrics, processes, report
-from lares_jax.errors import InputError, front_door, whole_numbers
+from lares_jax.errors import front_door, whole_numbers
 from lares_jax.experiment import Experiment
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'A trained run.')
+_WORKDIR = flags.DEFINE_string('workdir', None, 'A trained run.', required=True)
 _SPLIT = flags.DEFINE_enum('split', 'test', ['valid', 'test'], 'Which targets.')
 _DEPTHS = flags.DEFINE_list('depths', [], 'Depths; those of the config if empty.')
 _PHASE = flags.DEFINE_enum('phase', None, ['pretrain', 'posttrain'], 'Else what the result chose.')
@@ -27,8 +27,6 @@ _DRAWS = flags.DEFINE_integer('draws', 1, 'Draws of the initial noise, for its s
 
 
 def main() -> None:
-  if not _WORKDIR.value:
-    raise InputError('give --workdir=DIR, a trained run')
   with processes.joined():
     evaluate(Experiment.load(_WORKDIR.value))
 

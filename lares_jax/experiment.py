@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import json
 import math
 import os
 import pathlib
@@ -18,7 +17,7 @@ from lares_jax import metrics, processes
 from lares_jax.catalogue import Catalogue
 from lares_jax.config import Config
 from lares_jax.data import synthetic, text
-from lares_jax.data.batches import NO_TIMES, Clock, TrainBatches
+from lares_jax.data.batches import TrainBatches
 from lares_jax.data.rows import blank
 from lares_jax.data.store import Store, is_prepared
 from lares_jax.errors import InputError
@@ -44,7 +43,7 @@ _FREE = ('phases', 'pretrain.train.on_nan', 'posttrain.train.on_nan',
          'evaluate.batch_rows', 'mesh', 'data.path', 'data.cache', 'data.prepare')
 
 # Settings of the model that may change between a phase and the one that it starts from.
-_OF_TRAINING = ('model.embed_dropout', 'model.pre_dropout', 'model.core_dropout', 'model.core_mask',
+_OF_TRAINING = ('model.embed_dropout', 'model.pre_dropout', 'model.core_dropout',
                 'model.remat', 'model.fusion.dropout', 'model.fusion.noise')
 
 
@@ -64,7 +63,7 @@ class Experiment:
       InputError: the workdir holds a run of another config or data set, or the data set lacks
         what the model reads.
     """
-    if '://' in workdir:
+    if not workdir or '://' in workdir:
       raise InputError(f'--workdir={workdir}: use a directory; a bucket has to be mounted as one')
     experiment = cls(config, pathlib.Path(workdir).absolute())
     store = experiment.store
@@ -73,10 +72,8 @@ class Experiment:
                        'chosen; prepare the log with another split')
     mine = {'config': dataclasses.asdict(config), 'data': store.fingerprint,
             'store': os.path.abspath(store.directory)}
-    _ = experiment.clock
     if config.model.fusion.name != 'none':
       mine['text'] = text.fingerprint(experiment.store, config.model.fusion.text_width)
-    mine = json.loads(json.dumps(mine))  # tuples as lists, as they will be read back
     # Each process may find the data set where it likes.
     shared = dataclasses.replace(config, data=dataclasses.replace(config.data, path='', cache=''))
     if processes.differ(repr((shared, mine['data'], mine.get('text'))).encode()):
@@ -92,9 +89,8 @@ class Experiment:
     if saved:
       theirs = read_json(file)
       # What is newer than that run counts as it is by default.
-      theirs['config'] = dataclasses.asdict(
-        config_lib.typed(theirs['config'], path=f'{file}: config'))
-      _check_same(mine, json.loads(json.dumps(theirs)), experiment.workdir)
+      before = config_lib.typed(theirs['config'], path=f'{file}: config')
+      _check_same(mine, {**theirs, 'config': dataclasses.asdict(before)}, experiment.workdir)
     experiment.workdir.mkdir(parents=True, exist_ok=True)
     write_json(file, mine)
     return experiment
@@ -116,16 +112,17 @@ class Experiment:
     config = config_lib.typed(content['config'], path=f'{file}: config')
     mesh = MeshConfig(catalogue=math.gcd(config.mesh.catalogue, jax.device_count()))
     data = config.data
-    if is_prepared(content.get('store', '')):  # else it is found, or prepared again, from where it came
-      data = dataclasses.replace(data, path=content['store'], prepare=PrepareOptions())
+    place = content.get('store')
+    if place and is_prepared(place):  # else it is found, or prepared again, from where it came
+      data = dataclasses.replace(data, path=place, prepare=PrepareOptions())
     return cls(dataclasses.replace(config, mesh=mesh, data=data), directory, content['data'])
 
   @functools.cached_property
   def store(self) -> Store:
-    """The data set.
+    """The data set, with times if the model reads them.
 
     Raises:
-      InputError: it cannot be had, or is not the one that the run was trained on.
+      InputError: it cannot be had, is not the one that the run was trained on, or lacks times.
     """
     try:
       store = self._prepared()
@@ -137,14 +134,19 @@ class Experiment:
     if self.trained_on and store.fingerprint != self.trained_on:
       raise InputError(f'{store.directory}: not the data set that {self.workdir} was trained on, so '
                        'its item numbers mean other items; prepare that one again')
+    if not self.config.model.backbone.times:
+      return dataclasses.replace(store, times_N=None)
+    if store.times_N is None:
+      raise InputError(f'{store.directory}: its log has no times; set model.backbone.times=False, or '
+                       'prepare it with a time column')
     return store
 
   @functools.cached_property
   def items(self) -> pl.DataFrame:
     """Raw `id` and `train_count` of each item, [V] rows: what a finished run keeps of its data set."""
-    if not self._has_items:
-      return self.store.items
     file = self.workdir / _ITEMS
+    if not (self.trained_on and file.exists()):
+      return self.store.items
     try:
       return pl.read_ipc(file)
     except (OSError, pl.exceptions.PolarsError):
@@ -154,11 +156,7 @@ class Experiment:
   @functools.cached_property
   def num_items(self) -> int:
     """V."""
-    return len(self.items) if self._has_items else self.store.num_items
-
-  @property
-  def _has_items(self) -> bool:
-    return bool(self.trained_on) and (self.workdir / _ITEMS).exists()
+    return len(self.items)
 
   def keep_items(self) -> None:
     """Copies `items` into the workdir, which then recommends without the data set."""
@@ -176,10 +174,6 @@ class Experiment:
     if processes.first():
       processes.wait('data')
     return store
-
-  @functools.cached_property
-  def clock(self) -> Clock:
-    return Clock.of(self.store) if self.config.model.backbone.times else NO_TIMES
 
   @functools.cached_property
   def mesh(self) -> jax.sharding.Mesh:
@@ -208,7 +202,7 @@ class Experiment:
   @functools.cached_property
   def evaluator(self) -> Evaluator:
     c = self.config
-    return Evaluator(self.store, self.model, self.catalogue, c.data, c.evaluate, self.mesh, self.clock)
+    return Evaluator(self.store, self.model, self.catalogue, c.data, c.evaluate, self.mesh)
 
   @property
   def depths(self) -> tuple[int, ...]:
@@ -285,7 +279,7 @@ class Experiment:
     train, lares = c.pretrain.train, isinstance(objective, Pretrain)
     pairs = train.pairs if c.aligns else 0
     batches = TrainBatches(
-      self.store, c.data, train.batch_rows, pairs, c.seed, clock=self.clock,
+      self.store, c.data, train.batch_rows, pairs, c.seed,
       partners=lares and c.pretrain.loss.alpha > 0, copies=lares and c.pretrain.loss.copies)
     if batches.pairs < pairs:
       print(f'pretrain: {batches.pairs} pairs a step, one for each history in its rows')
@@ -298,7 +292,7 @@ class Experiment:
     model = self._model(embed_dropout=p.outer_dropout, pre_dropout=p.outer_dropout,
                         core_dropout=p.dropout, fusion=fusion)
     objective = Posttrain(model, self.catalogue, c.depth, p.loss)
-    batches = TrainBatches(self.store, c.data, p.train.batch_rows, 0, c.seed + 1, kept_N, self.clock)
+    batches = TrainBatches(self.store, c.data, p.train.batch_rows, 0, c.seed + 1, kept_N)
     return self._phase('posttrain', objective, batches, p.train, reference=reference,
                        validate_first=True)
 

@@ -30,11 +30,10 @@ from absl import flags
 from flax import traverse_util
 
 from lares_jax import metrics
-from lares_jax.aside import aside
+from lares_jax.aside import aside, check_free
 from lares_jax.catalogue import Catalogue
 from lares_jax.data.rows import Rows
 from lares_jax.errors import InputError, front_door
-from lares_jax.experiment import Experiment
 from lares_jax.files import write_json
 from lares_jax.model.recurrence import at_places
 from lares_jax.recommender import Recommender, encode
@@ -47,8 +46,8 @@ _MAX_BATCH = 1024  # histories a call: one tile of the catalogue pass
 
 
 def _define_flags() -> None:
-  flags.DEFINE_string('workdir', None, 'A trained run.')
-  flags.DEFINE_string('output', None, 'The directory to write; must not exist yet.')
+  flags.DEFINE_string('workdir', None, 'A trained run.', required=True)
+  flags.DEFINE_string('output', None, 'The directory to write; must not exist yet.', required=True)
   flags.DEFINE_list('platforms', [*USUAL], 'Where the program can run.')
   flags.DEFINE_integer('k', 10, 'Items that a call returns for each history.')
   flags.DEFINE_enum('table', 'float32', TABLES, 'How item embeddings are kept.')
@@ -57,8 +56,6 @@ def _define_flags() -> None:
 def main() -> None:
   """The command; see --help."""
   given = flags.FLAGS
-  if not given.workdir or not given.output:
-    raise InputError('give --workdir=DIR, a trained run, and --output=DIR2')
   export(given.workdir, given.output, given.platforms, given.k, given.table)
   print(f'wrote {given.output}: try python {given.output}/example.py ITEM ITEM ...')
 
@@ -73,33 +70,27 @@ def export(workdir: str, output: str, platforms: Sequence[str] = USUAL, k: int =
   if not platforms or not set(platforms) <= {*PLATFORMS}:
     raise InputError(f'--platforms={",".join(platforms)}: use some of {",".join(PLATFORMS)}')
   directory = pathlib.Path(output).absolute()
-  _check_free(directory)
-  experiment = Experiment.load(workdir)
-  recommender = Recommender.of(experiment)
+  check_free(directory)
+  recommender = Recommender.load(workdir)
   if not 1 <= k <= len(recommender.item_ids):
     raise InputError(f'--k={k}: from 1 to the {len(recommender.item_ids)} items there are')
   with aside(directory) as fresh:
     fresh.mkdir()
-    _write(fresh, experiment, recommender, platforms, k, table)
-    _check_free(directory)  # still
+    _write(fresh, recommender, platforms, k, table)
 
 
-def _check_free(directory: pathlib.Path) -> None:
-  if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-    raise InputError(f'{directory}: exists; choose another --output, or delete it')
-
-
-def _write(directory: pathlib.Path, experiment: Experiment, recommender: Recommender,
-           platforms: Sequence[str], k: int, table: str) -> None:
+def _write(directory: pathlib.Path, recommender: Recommender, platforms: Sequence[str], k: int,
+           table: str) -> None:
+  experiment = recommender.experiment
   params = flat_params(recommender, table)
   np.savez(directory / 'params.npz', **params)  # type: ignore[arg-type]
   (directory / 'program.bin').write_bytes(serialized(recommender, params, platforms, k))
   (directory / 'items.json').write_text(json.dumps(recommender.item_ids) + '\n', encoding='utf-8')
   shutil.copy(experiment.workdir / 'config.json', directory / 'config.json')
-  write_json(directory / 'metrics.json', _metrics(experiment, recommender, params, table))
+  write_json(directory / 'metrics.json', _metrics(recommender, params, table))
   write_json(directory / 'about.json', {
-    'k': k, 'depth': recommender.depth, 'max_depth': recommender.model.config.deepest,
-    'max_history': recommender.data.max_history, 'max_batch': _MAX_BATCH,
+    'k': k, 'depth': recommender.depth, 'max_depth': experiment.model.config.deepest,
+    'max_history': experiment.config.data.max_history, 'max_batch': _MAX_BATCH,
     'platforms': list(platforms), 'table': table, 'jax': jax.__version__})
   shutil.copy(pathlib.Path(__file__).with_name('export_example.py'), directory / 'example.py')
   sums = [f'{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n'
@@ -111,7 +102,7 @@ def flat_params(recommender: Recommender, table: str) -> dict[str, np.ndarray]:
   """Parameters by path, the item table as `table` says, and the items' training counts."""
   params = traverse_util.flatten_dict(jax.device_get(recommender.params), sep='/')
   for name in {'item', 'text'} & params.keys():  # a mesh pads them
-    params[name] = params[name][: recommender.catalogue.items]
+    params[name] = params[name][: len(recommender.item_ids)]
   item_VxD = np.asarray(params['item'], np.float32)
   if table == 'bfloat16':  # as bits: numpy's files do not know the type
     params['item'] = np.asarray(jnp.asarray(item_VxD, jnp.bfloat16)).view(np.uint16)
@@ -119,7 +110,8 @@ def flat_params(recommender: Recommender, table: str) -> dict[str, np.ndarray]:
     scale_Vx1 = np.maximum(np.abs(item_VxD).max(axis=1, keepdims=True) / 127, 1e-30)
     params['item'] = np.rint(item_VxD / scale_Vx1).astype(np.int8)
     params['item_scale'] = scale_Vx1
-  return {**params, 'train_count': recommender.train_count_V.astype(np.float32)}
+  train_count_V = recommender.experiment.items['train_count'].to_numpy()
+  return {**params, 'train_count': train_count_V.astype(np.float32)}
 
 
 def model_params(flat: dict[str, Any]) -> dict[str, Any]:
@@ -135,15 +127,16 @@ def model_params(flat: dict[str, Any]) -> dict[str, Any]:
 def serialized(recommender: Recommender, params: dict[str, np.ndarray], platforms: Sequence[str],
                k: int) -> bytes:
   """The program of the artifact; see the head of this file."""
-  scoring = dataclasses.replace(recommender.catalogue.config, tile=_MAX_BATCH)
-  catalogue = Catalogue(scoring, recommender.catalogue.items)
-  model = recommender.model.clone(items=catalogue.items, lookup=operator.getitem)
+  config = recommender.experiment.config
+  scoring = dataclasses.replace(config.catalogue, tile=_MAX_BATCH)
+  catalogue = Catalogue(scoring, len(recommender.item_ids))
+  model = recommender.experiment.model.clone(items=catalogue.items, lookup=operator.getitem)
 
   def program(params, history_BxL, hidden_BxH, depth):
     tree, real_BxL = model_params(params), history_BxL >= 0
     place_BxL = jnp.broadcast_to(jnp.arange(history_BxL.shape[1]), history_BxL.shape)
     rows = Rows(jnp.where(real_BxL, history_BxL, 0), place_BxL, real_BxL - 1, real_BxL)
-    state_BxLxD = encode(model, tree, rows, recommender.noise_seed, depth)
+    state_BxLxD = encode(model, tree, rows, config.evaluate.noise_seed, depth)
     last_Bx1 = jnp.maximum(real_BxL.sum(axis=1, keepdims=True) - 1, 0)
     some_Bx1 = real_BxL.any(axis=1, keepdims=True)
     vector_BxD = jnp.where(some_Bx1, at_places(state_BxLxD, last_Bx1)[:, 0], 0.0)
@@ -157,14 +150,14 @@ def serialized(recommender: Recommender, params: dict[str, np.ndarray], platform
   array = jax.ShapeDtypeStruct
   exported = jax.export.export(jax.jit(program), platforms=platforms)(
     jax.tree.map(lambda x: array(x.shape, x.dtype), params),
-    array((b, recommender.data.max_history), jnp.int32), array((b, h), jnp.int32),
+    array((b, config.data.max_history), jnp.int32), array((b, h), jnp.int32),
     array((), jnp.int32))
   return bytes(exported.serialize())
 
 
-def _metrics(experiment: Experiment, recommender: Recommender, params: dict[str, np.ndarray],
-             table: str) -> dict[str, Any]:
+def _metrics(recommender: Recommender, params: dict[str, np.ndarray], table: str) -> dict[str, Any]:
   """The run's result and, of a narrow table, the test metrics with it and their change."""
+  experiment = recommender.experiment
   result = experiment.result()
   if table == 'float32':
     return {'result': result}

@@ -14,25 +14,25 @@ from jax import export
 _HERE = pathlib.Path(__file__).parent
 ABOUT = json.loads((_HERE / 'about.json').read_text('utf-8'))
 ITEM_IDS = json.loads((_HERE / 'items.json').read_text('utf-8'))
-_NUMBER = {raw: number for number, raw in enumerate(ITEM_IDS)}
+_NUMBER = {raw: n for n, raw in enumerate(ITEM_IDS)}
 _PARAMS = jax.device_put(dict(np.load(_HERE / 'params.npz')))
 _PROGRAM = jax.jit(export.deserialize(bytearray((_HERE / 'program.bin').read_bytes())).call)
 
 
 def recommend(histories, depth=ABOUT['depth'], exclude_history=True):
   """(raw id, score) pairs, best first, for each of up to `max_batch` histories."""
+  assert 0 <= depth <= ABOUT['max_depth'], f'depth {depth}: from 0 to {ABOUT["max_depth"]}'
   known = [[_NUMBER[item] for item in history if item in _NUMBER] for history in histories]
-  read = ABOUT['max_history']
-  history_bxl = np.full((len(known), read), -1, np.int32)  # -1 fills, on the right
+  history_bxl = np.full((len(known), ABOUT['max_history']), -1, np.int32)  # -1 fills, on the right
   wide = 1 << max([3, *(len(items).bit_length() for items in known)])  # few shapes, few compilations
   hidden_bxh = np.full((len(known), wide), -1, np.int32)
   for b, items in enumerate(known):
-    history_bxl[b, : min(len(items), read)] = items[-read:]
+    history_bxl[b, : len(items)] = items[-ABOUT['max_history'] :]
     if exclude_history:
       hidden_bxh[b, : len(items)] = items
   scores, items, _ = _PROGRAM(_PARAMS, history_bxl, hidden_bxh, np.int32(depth))
-  pairs = [zip(i, s, strict=True) for i, s in zip(items.tolist(), scores.tolist(), strict=True)]
-  return [[(ITEM_IDS[item], score) for item, score in row if item >= 0] for row in pairs]
+  pairs = lambda i, s: [(ITEM_IDS[item], score) for item, score in zip(i, s) if item >= 0]
+  return [*map(pairs, items.tolist(), scores.tolist())]
 
 
 if __name__ == '__main__':

@@ -12,18 +12,19 @@ from ml_collections import config_flags
 
 from lares_jax import config as config_lib
 from lares_jax import processes, run
-from lares_jax.errors import InputError, front_door
+from lares_jax.errors import front_door
 from lares_jax.experiment import Experiment
 
 _CONFIG = config_flags.DEFINE_config_file('config', help_string='A file of configs/.')
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Where checkpoints, metrics and results go.')
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Where checkpoints, metrics and results go.',
+                               required=True)
+flags.mark_flag_as_required('config')
 
 
 def main() -> None:
-  if not _WORKDIR.value:
-    raise InputError('give --workdir=DIR, where everything goes')
+  config = config_lib.typed(_CONFIG.value)
   with processes.joined():
-    run.train(Experiment.start(config_lib.of_flag(_CONFIG.value), _WORKDIR.value))
+    run.train(Experiment.start(config, _WORKDIR.value))
 
 
 if __name__ == '__main__':

@@ -27,6 +27,7 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
+from lares_jax.aside import aside, check_free
 from lares_jax.data import audit, formats, store
 from lares_jax.data.log import Log, compact, core, read, repeats
 from lares_jax.data.store import PARTS, Store
@@ -79,9 +80,9 @@ class PrepareOptions:
         object.__setattr__(self, name, tuple(map(float, given)))
       except ValueError:
         raise InputError(f'--{name}={",".join(given)}: not numbers') from None
-    if self.cuts and (len(self.cuts) != 2 or self.cuts[0] > self.cuts[1]):
+    if self.cuts and not (len(self.cuts) == 2 and self.cuts[0] <= self.cuts[1]):  # nor not a number
       raise InputError(f'--cuts={self.cuts}: give two times, the earlier first')
-    if len(self.fractions) != 2 or min(self.fractions) < 0 or sum(self.fractions) >= 1:
+    if not (len(self.fractions) == 2 and min(self.fractions) >= 0 and sum(self.fractions) < 1):
       raise InputError(f'--fractions={self.fractions}: give two shares that leave some training')
     if self.rating and self.min_rating is None:
       raise InputError(f'--rating={self.rating}: ratings are read for --min_rating alone; give it, too')
@@ -97,12 +98,15 @@ def prepare(
   """Prepares `inputs` (paths and globs, commas between) into the directory `output`.
 
   Raises:
-    InputError: whatever is wrong with the input; nothing is written then.
+    InputError: `output` is taken, or whatever is wrong with the input; nothing is written then.
   """
   options = options or PrepareOptions()
   sources = formats.sources(inputs, options.format)
+  check_free(output)
   bar = tqdm(total=len(sources) + 3, desc='read', unit='stage', disable=None)
-  with bar, store.written_aside(output) as directory:
+  with bar, aside(output) as fresh:
+    fresh.mkdir()
+    directory = os.fspath(fresh)
     log, left_out = _read(sources, options, bar.update)
     bar.set_description('filter and split')
     log = _filtered(log, options, left_out)
@@ -144,9 +148,10 @@ def prepared(path: str, options: PrepareOptions, cache_dir: str | os.PathLike[st
   """
   if os.path.isdir(path):
     opened = Store.open(path)
-    made = PrepareOptions(**opened.meta.get('options', {}))
+    made = opened.meta.get('options', {})
     for field in dataclasses.fields(options):
-      mine, theirs = getattr(options, field.name), getattr(made, field.name)
+      mine, theirs = getattr(options, field.name), made.get(field.name, field.default)
+      theirs = tuple(theirs) if isinstance(theirs, list) else theirs
       if field.name not in _OF_READING and mine not in (theirs, field.default):
         raise InputError(f'{path} was prepared with {field.name}={theirs}, not {mine}; leave the '
                          'option out, or prepare the log again')
@@ -265,8 +270,9 @@ def _listed(left_out: Mapping[str, int]) -> str:
 
 
 def _define_flags() -> None:
-  flags.DEFINE_string('input', None, 'Files of the log: paths and globs, commas between.')
-  flags.DEFINE_string('output', None, 'Directory to write; a data set there is replaced.')
+  flags.DEFINE_string('input', None, 'Files of the log: paths and globs, commas between.',
+                      required=True)
+  flags.DEFINE_string('output', None, 'Directory to write; must not exist yet.', required=True)
   define: dict[Any, Callable[..., Any]] = {
     str: flags.DEFINE_string, int: flags.DEFINE_integer, float | None: flags.DEFINE_float,
     tuple[float, ...]: flags.DEFINE_list}
@@ -282,9 +288,6 @@ def _define_flags() -> None:
 def main() -> None:
   """The command; see --help."""
   values = flags.FLAGS.flag_values_dict()
-  for name in ('input', 'output'):
-    if not values[name]:
-      raise InputError(f'--{name} is missing; --help shows an example')
   names = [field.name for field in dataclasses.fields(PrepareOptions)]
   options = PrepareOptions(**{name: values[name] for name in names})
   made = prepare(values['input'], values['output'], options)

@@ -47,7 +47,7 @@ def joined() -> Iterator[None]:
     reason = str(error).strip().splitlines()[0]
     _end(f'process {jax.process_index()} of {jax.process_count()} stopped, most likely because '
          f'another was lost ({reason}); start all again to go on from the last checkpoint')
-  except InputError as error:
+  except (InputError, OSError) as error:
     _end(str(error))
 
 

@@ -10,8 +10,8 @@ import time
 
 import numpy as np
 from absl import flags
-from ml_collections import config_flags
 
+from configs import quickstart as settings
 from lares_jax import config as config_lib
 from lares_jax import metrics, report, run
 from lares_jax.data import synthetic
@@ -19,17 +19,14 @@ from lares_jax.errors import front_door
 from lares_jax.experiment import Experiment
 from lares_jax.recommender import Recommender
 
-_PLAIN = config_flags.DEFINE_config_file(
-  'plain', 'configs/quickstart.py:plain', 'The backbone, at depth 0.')
-_LARES = config_flags.DEFINE_config_file('lares', 'configs/quickstart.py:quick', 'LARES.')
 _WORKDIR = flags.DEFINE_string('workdir', 'runs/quickstart', 'Where everything goes.')
 
 
 def main() -> None:
   start = time.time()
   workdir = pathlib.Path(_WORKDIR.value)
-  plain = _train(_PLAIN.value, workdir / 'depth_0')
-  lares = _train(_LARES.value, workdir / 'lares')
+  plain = _train('plain', workdir / 'depth_0')
+  lares = _train('quick', workdir / 'lares')
 
   store = plain.store
   _, index_M = store.targets('test')
@@ -56,8 +53,8 @@ def main() -> None:
         f'are in {plain.workdir} and {lares.workdir}')
 
 
-def _train(flag, workdir: pathlib.Path) -> Experiment:
-  config = config_lib.of_flag(flag)
+def _train(variant: str, workdir: pathlib.Path) -> Experiment:
+  config = config_lib.typed(settings.get_config(variant))
   name = 'LARES' if config.depth.mean else 'the depth-0 backbone'
   print(f'training {name}: see {workdir}/metrics.jsonl')
   experiment = Experiment.start(config, str(workdir))

@@ -17,12 +17,12 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from typing import BinaryIO, NamedTuple, NoReturn, TextIO
+from typing import BinaryIO, NamedTuple, TextIO
 
 import tqdm
 from absl import flags
 
-from lares_jax.errors import InputError, front_door
+from lares_jax.errors import front_door
 from lares_jax.recommender import Recommender
 
 MAX_LINE = 4 << 20  # bytes; a longer line is an error, and is not kept
@@ -37,7 +37,7 @@ class Request(NamedTuple):
 
 
 def _define_flags() -> None:
-  flags.DEFINE_string('workdir', None, 'A trained run.')
+  flags.DEFINE_string('workdir', None, 'A trained run.', required=True)
   flags.DEFINE_integer('k', 10, 'Items for each user.', lower_bound=1)
   flags.DEFINE_string('depth', None, 'Reasoning steps, or adaptive; what validation chose if empty.')
   flags.DEFINE_bool('exclude_history', True, 'Leave items of the history out.')
@@ -47,8 +47,6 @@ def _define_flags() -> None:
 def main() -> None:
   """The command; see --help."""
   given = flags.FLAGS
-  if not given.workdir:
-    raise InputError('give --workdir=DIR, a trained run')
   recommender = Recommender.load(given.workdir)
   depth = recommender.checked_depth(given.depth or None)
   try:
@@ -97,7 +95,7 @@ def parse(line: bytes) -> Request | str:
   if len(line) > MAX_LINE:
     return f'longer than {MAX_LINE >> 20} MiB'
   try:
-    content = json.loads(line.decode('utf-8'), parse_constant=_no_constant)
+    content = json.loads(line.decode('utf-8'))
   except UnicodeDecodeError:
     return 'not UTF-8'
   except RecursionError:
@@ -121,10 +119,6 @@ def parse(line: bytes) -> Request | str:
 
 def _is_id(value: object) -> bool:
   return isinstance(value, str | int) and not isinstance(value, bool)
-
-
-def _no_constant(name: str) -> NoReturn:
-  raise ValueError(f'{name} is not JSON')
 
 
 def _lines(source: BinaryIO) -> Iterator[bytes]:

@@ -9,7 +9,6 @@ The exported artifact (export.py) runs the same two functions, `encode` and `Cat
 import dataclasses
 import functools
 import operator
-import pathlib
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -21,7 +20,6 @@ import numpy as np
 from lares_jax import adaptive
 from lares_jax.adaptive import Rule
 from lares_jax.catalogue import Catalogue
-from lares_jax.data.batches import DataConfig
 from lares_jax.data.rows import Plan, Rows, Segments, fill, rounded_up
 from lares_jax.errors import InputError
 from lares_jax.experiment import Experiment
@@ -52,16 +50,9 @@ class Recommender:
   and 'adaptive' stops for each history by the rule that the depth study chose on validation.
   """
 
-  model: Lares
+  experiment: Experiment
   params: Any
-  catalogue: Catalogue
-  data: DataConfig
-  batch_rows: int
-  noise_seed: int
   depth: int
-  item_ids: list[str]
-  train_count_V: np.ndarray
-  workdir: pathlib.Path = pathlib.Path()  # where the rule of adaptive depth is
 
   @classmethod
   def load(cls, workdir: str) -> 'Recommender':
@@ -79,15 +70,12 @@ class Recommender:
     if experiment.config.model.backbone.times:
       print(f'warning: {experiment.workdir} was trained with times, and raw histories have none: they '
             'are read like the tenth of the training rows whose times were hidden', file=sys.stderr)
-    return cls.at(experiment, experiment.best(result['phase'])[0], result['depth'])
+    return cls(experiment, experiment.best(result['phase'])[0], result['depth'])
 
-  @classmethod
-  def at(cls, experiment: Experiment, params, depth: int) -> 'Recommender':
-    """With parameters and a depth of the caller's."""
-    config, items = experiment.config, experiment.items
-    return cls(experiment.model, params, experiment.catalogue, config.data,
-               config.evaluate.batch_rows, config.evaluate.noise_seed, depth,
-               items['id'].to_list(), items['train_count'].to_numpy(), experiment.workdir)
+  @functools.cached_property
+  def item_ids(self) -> list[str]:
+    """Raw ids, by item number."""
+    return self.experiment.items['id'].to_list()
 
   def recommend(self, histories: Sequence[Sequence[str]], k: int = 10, depth: Depth = None,
                 exclude_history: bool = True) -> list[Recommendation]:
@@ -106,8 +94,10 @@ class Recommender:
       raise InputError(f'k={k}: use 1 or more')
     depth, k = self.checked_depth(depth), min(k, len(self.item_ids))
     out: list[Recommendation] = []
+    # Items are numbered by falling popularity in training.
+    popular_K = self.experiment.items['train_count'][:k].to_numpy().astype(np.float32)
     for known, unknown in self._chunks(histories):
-      score_MxK, item_MxK = self._popular(len(known), k)
+      score_MxK, item_MxK = np.tile(popular_K, (len(known), 1)), np.tile(np.arange(k), (len(known), 1))
       query_MxD, some_S = self._encoded(known, depth)
       hidden = [np.unique(known[m]) if exclude_history else known[m][:0] for m in some_S]
       score_MxK[some_S], item_MxK[some_S] = self._ranked(query_MxD[some_S], hidden, k)
@@ -121,19 +111,20 @@ class Recommender:
                    depth: Depth = None) -> np.ndarray:
     """A vector for each history, float32 [M, D]; zeros where no item of it is known.
 
-    Its inner product with `item_vectors()` over `catalogue.config.tau` is the score of `recommend`.
+    Its inner product with `item_vectors()` over `config.catalogue.tau` is the score of `recommend`.
     """
     depth = self.checked_depth(depth)
-    parts = [np.zeros((0, self.model.config.backbone.width), np.float32)]
+    config = self.experiment.config
+    parts = [np.zeros((0, config.model.backbone.width), np.float32)]
     for known, _ in self._chunks(histories):
       query_MxD, _ = self._encoded(known, depth)
-      parts.append(np.asarray(as_query(jnp.asarray(query_MxD), self.catalogue.config.similarity)))
+      parts.append(np.asarray(as_query(jnp.asarray(query_MxD), config.catalogue.similarity)))
     return np.concatenate(parts)
 
   def item_vectors(self) -> np.ndarray:
     """A vector for each item, float32 [V, D], in the order of `item_ids`; to fill an ANN index."""
-    item_VxD = self.params['item'][: self.catalogue.items]
-    return np.asarray(as_item(item_VxD, self.catalogue.config.similarity))
+    item_VxD = self.params['item'][: len(self.item_ids)]
+    return np.asarray(as_item(item_VxD, self.experiment.config.catalogue.similarity))
 
   def checked_depth(self, depth: Depth) -> int | Rule:
     """The depth to use, or the rule that finds it.
@@ -144,14 +135,14 @@ class Recommender:
     if depth is None:
       return self.depth
     if depth == 'adaptive' or isinstance(depth, Rule):
-      if not self.model.config.recurrent:
+      if not self.experiment.model.config.recurrent:
         raise InputError('depth=adaptive: this model does not repeat one core-block')
-      return depth if isinstance(depth, Rule) else Rule.load(self.workdir)
+      return depth if isinstance(depth, Rule) else Rule.load(self.experiment.workdir)
     try:
       steps = int(depth) if isinstance(depth, str) else operator.index(depth)
     except (TypeError, ValueError):
       raise InputError(f'depth={depth}: use a whole number, or adaptive') from None
-    most = self.model.config.deepest
+    most = self.experiment.model.config.deepest
     if not 0 <= steps <= most:
       raise InputError(f'depth={depth}: this model goes from 0 to {most}')
     return steps
@@ -175,24 +166,25 @@ class Recommender:
 
   def _encoded(self, known: list[np.ndarray], depth: int | Rule) -> tuple[np.ndarray, np.ndarray]:
     """User vectors [M, D], zeros where a history is empty, and which ones [S] are not."""
+    model, c = self.experiment.model, self.experiment.config
     some_S = np.flatnonzero([len(items) > 0 for items in known])
-    read = [known[m][-self.data.max_history :] for m in some_S]
+    read = [known[m][-c.data.max_history :] for m in some_S]
     length_S = np.array([len(items) for items in read], np.int64)
     start_S = np.cumsum(length_S) - length_S
     items_N = np.concatenate([np.zeros(0, np.int32), *read])
-    plan = self.data.plan(length_S)
-    out_MxD = np.zeros((len(known), self.model.config.backbone.width), np.float32)
-    for low in range(0, plan.rows, self.batch_rows):
-      s = np.flatnonzero((plan.row_S >= low) & (plan.row_S < low + self.batch_rows))
-      shape = (min(rounded_up(plan.rows - low, 4), self.batch_rows), self.data.length)
+    plan, most = c.data.plan(length_S), c.evaluate.batch_rows
+    out_MxD = np.zeros((len(known), c.model.backbone.width), np.float32)
+    for low in range(0, plan.rows, most):
+      s = np.flatnonzero((plan.row_S >= low) & (plan.row_S < low + most))
+      shape = (min(rounded_up(plan.rows - low, 4), most), c.data.length)
       row_s, place_s = plan.row_S[s] - low, plan.place_S[s]
       if isinstance(depth, Rule):
         out_MxD[some_S[s]], _ = adaptive.think(
-          self.model, self.catalogue, self.params, self.noise_seed, depth, self.data,
+          model, self.experiment.catalogue, self.params, c.evaluate.noise_seed, depth, c.data,
           items_N, start_S[s], length_S[s], Plan(row_s, place_s, shape[0]))
         continue
       rows = fill(items_N, Segments(start_S[s], length_S[s], row_s, place_s), shape)
-      state_BxLxD = encode(self.model, self.params, rows, self.noise_seed, depth)
+      state_BxLxD = encode(model, self.params, rows, c.evaluate.noise_seed, depth)
       out_MxD[some_S[s]] = np.asarray(state_BxLxD)[row_s, place_s + length_S[s] - 1]
     return out_MxD, some_S
 
@@ -209,15 +201,10 @@ class Recommender:
       hidden_SxH = np.full((rows, width), -1, np.int32)
       for row, m in enumerate(s):
         hidden_SxH[row, : len(hidden[m])] = hidden[m]
-      score, item = best(self.catalogue, query, np.arange(rows) < len(s), self.params['item'], k,
-                         hidden_SxH)
+      score, item = best(self.experiment.catalogue, query, np.arange(rows) < len(s),
+                         self.params['item'], k, hidden_SxH)
       score_SxK[s], item_SxK[s] = np.asarray(score)[: len(s)], np.asarray(item)[: len(s)]
     return score_SxK, item_SxK
-
-  def _popular(self, count: int, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """What is most popular in training, `count` times; items are numbered by falling popularity."""
-    score_K = self.train_count_V[:k].astype(np.float32)
-    return np.tile(score_K, (count, 1)), np.tile(np.arange(k, dtype=np.int32), (count, 1))
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import time
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,7 @@ def train(experiment: Experiment) -> dict:
 
 
 def _train(experiment: Experiment) -> dict:
-  start, c = time.time(), experiment.config
+  c = experiment.config
   as_dict = dataclasses.asdict(c)
   fit = lambda phase, params: loop.run(
     phase, params, experiment.abstract_params, experiment.workdir, as_dict, experiment.mesh)
@@ -39,7 +38,7 @@ def _train(experiment: Experiment) -> dict:
   if 'posttrain' in c.phase_list:
     reference = experiment.reference()
     fit(experiment.posttraining(reference, selection.load(experiment)), lambda: reference)
-  result = finish(experiment, time.time() - start)
+  result = finish(experiment)
   print(f'wrote {experiment.workdir}/result.json, ranks.npz, items.arrow, metrics.jsonl, checkpoints/, '
         'tensorboard/')
   return result
@@ -50,7 +49,7 @@ def _saved(experiment: Experiment, phase: str) -> bool:
     return checkpoints.best_step is not None
 
 
-def finish(experiment: Experiment, seconds: float) -> dict:
+def finish(experiment: Experiment) -> dict:
   """Chooses phase and depth on validation, tests them, and writes ranks.npz and result.json.
 
   ranks.npz holds, for each phase with a checkpoint, the depth that validation chose for it
@@ -77,7 +76,6 @@ def finish(experiment: Experiment, seconds: float) -> dict:
     'validation_by_phase': {p: best[p][1] for p in phases},
     'depth': depth, 'history': c.evaluate.history, 'validation': by_depth['valid'],
     'test': by_depth['test'], 'test_at_depth': by_depth['test'][depth],
-    'seconds_this_start': seconds,
     'settings': {'phases': c.phases, 'evaluate': dataclasses.asdict(c.evaluate)},
   }
   experiment.keep_items()

@@ -12,13 +12,10 @@ def select(experiment: Experiment) -> None:
   c, store = experiment.config, experiment.store
   kept_N = np.zeros(len(store.items_N), bool)
   end_N = store.targets('train')[1]
-  if not c.select.top:
-    kept_N[end_N] = True
-  else:
-    params = experiment.reference()
-    for draw in range(1, c.select.passes + 1):
-      rank_1xM = experiment.evaluator.ranks(params, 'train', (c.depth.mean,), draw=draw)
-      kept_N[end_N] |= rank_1xM[0] < c.select.top
+  params = experiment.reference()
+  for draw in range(1, c.select.passes + 1):
+    rank_1xM = experiment.evaluator.ranks(params, 'train', (c.depth.mean,), draw=draw)
+    kept_N[end_N] |= rank_1xM[0] < c.select.top
   if not kept_N.any():
     raise InputError(f'select: no target of training ranks within select.top={c.select.top} in '
                      f'select.passes={c.select.passes}; train phase one for longer, or raise them')

@@ -15,8 +15,7 @@ variances of two kinds of error are added up:
 The share that both hold (how a user's gain depends on the run) is not taken off again, which errs on
 the safe side. So does `spread`, the variance of the runs of all rows of a table, pooled: a side is
 taken to vary by no less, for two or three runs may lie close together by luck, and one says nothing.
-Without it a side's only run is taken to vary as those of the other side do; one run each leaves an
-interval that speaks of users alone, too short for a claim about a method.
+Where no row has two runs, the interval speaks of users alone, too short for a claim about a method.
 """
 
 import dataclasses
@@ -36,6 +35,9 @@ class Spread(NamedTuple):
   freedom: int  # degrees of freedom that it is known with
 
 
+UNKNOWN = Spread(0.0, 1)  # runs are not known to vary
+
+
 @dataclasses.dataclass(frozen=True)
 class Difference:
   """Mean of one side less the mean of the other, its 95% interval and two-sided p-value."""
@@ -47,8 +49,8 @@ class Difference:
 
 
 def difference(mine_SxM: np.ndarray, other_RxM: np.ndarray, *, same_runs: bool = False,
-               spread: Spread | None = None, seed: int = 0,
-               resamples: int = 1999) -> Difference:
+               spread: Spread = UNKNOWN, seed: int = 0, resamples: int = 1999
+               ) -> Difference:
   """Compares a metric of S runs with that of R other runs on the same M targets.
 
   Args:
@@ -65,7 +67,7 @@ def difference(mine_SxM: np.ndarray, other_RxM: np.ndarray, *, same_runs: bool =
   users = stats.bootstrap((gain_M,), np.mean, n_resamples=resamples, batch=_BATCH,
                           method='percentile', rng=np.random.default_rng(seed))
   sides = [mine_SxM - other_RxM] if same_runs else [mine_SxM, other_RxM]
-  runs = _over_runs([side.mean(1) for side in sides], None if same_runs else spread)
+  runs = _over_runs([side.mean(1) for side in sides], UNKNOWN if same_runs else spread)
   variance = users.standard_error**2 + sum(v for v, _ in runs)
   doubt = sum(v**2 / freedom for v, freedom in runs)
   freedom = variance**2 / doubt if doubt else np.inf
@@ -77,22 +79,18 @@ def difference(mine_SxM: np.ndarray, other_RxM: np.ndarray, *, same_runs: bool =
   return Difference(value, float(value - reach), float(value + reach), float(p))
 
 
-def pooled(means: Iterable[np.ndarray]) -> Spread | None:
-  """The spread that the runs of several rows, each about its own mean, show; None: no row has two."""
+def pooled(means: Iterable[np.ndarray]) -> Spread:
+  """The spread that the runs of several rows, each about its own mean, show."""
   squares, freedom = 0.0, 0
   for mean_S in means:
     squares += float(((mean_S - mean_S.mean()) ** 2).sum())
     freedom += len(mean_S) - 1
-  return Spread(squares / freedom, freedom) if freedom else None
+  return Spread(squares / freedom, freedom) if freedom else UNKNOWN
 
 
-def _over_runs(means: Sequence[np.ndarray], spread: Spread | None) -> list[Spread]:
+def _over_runs(means: Sequence[np.ndarray], spread: Spread) -> list[Spread]:
   """Variances that add up to that of the sides' means."""
   sides = [(len(mean_S), float(mean_S.var(ddof=1)) if len(mean_S) > 1 else 0.0) for mean_S in means]
-  if spread is None:
-    known = [side for side in sides if side[0] > 1]
-    lent = len(known) < len(sides)  # to the other side's only run
-    return [Spread(variance * (1 / runs + lent), runs - 1) for runs, variance in known]
   narrow = sum(1 / runs for runs, variance in sides if variance <= spread.variance)
   wide = [Spread(variance / runs, runs - 1) for runs, variance in sides if variance > spread.variance]
   return [*wide, Spread(narrow * spread.variance, spread.freedom)]

@@ -32,13 +32,8 @@ def run(tmp_path_factory, request):
     config = dataclasses.replace(config, model=model, data=data)
   config = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, batch_rows=16))
   experiment = Experiment(config, directory)
-  store = experiment.store
-  recommender = Recommender(
-    experiment.model, experiment.init_params(), experiment.catalogue, config.data, 16, 0, 2,
-    store.item_ids.to_list(), store.train_count_V, directory)
-  raw = np.array(recommender.item_ids, object)[store.items_N]
-  user_M, index_M = store.targets('test')
-  histories = [raw[a:b].tolist() for a, b in zip(store.offsets[user_M], index_M, strict=True)]
+  recommender = Recommender(experiment, experiment.init_params(), 2)
+  histories = experiment.store.raw_histories(*experiment.store.targets('test'))
   return types.SimpleNamespace(experiment=experiment, recommender=recommender, histories=histories)
 
 
@@ -110,7 +105,7 @@ def test_those_who_are_done_take_no_more_room(run, monkeypatch):
 
 
 def test_the_rule_comes_from_the_study(run):
-  workdir = run.recommender.workdir
+  workdir = run.experiment.workdir
   with pytest.raises(InputError, match=r'lares_jax\.study depth --workdir='):
     run.recommender.recommend([['i1']], depth='adaptive')
   with pytest.raises(InputError, match='depth=deep: use a whole number, or adaptive'):

@@ -58,9 +58,9 @@ TIMES = {**BACKBONES['hstu'], 'model.backbone.times': True}
 def built_in(tmp_path_factory):
   """The built-in process, made small; its log has times, and titles are made up."""
   directory = tmp_path_factory.mktemp('built_in')
-  synthetic.write(synthetic.World(
+  synthetic.generate(synthetic.World(
     num_users=150, num_items=60, num_interests=6, num_routes=2, route_length=6, min_length=6,
-    max_length=16, noise=0.02), str(directory / 'log.csv'))
+    max_length=16, noise=0.02)).write_csv(directory / 'log.csv')
   columns = PrepareOptions(format='csv', user='user_id', item='item_id', time='timestamp')
   store = prepared(str(directory / 'log.csv'), columns, str(directory / 'cache'))
   text.write(store, store.item_ids.to_list(), text.word_encoder(12))
@@ -114,7 +114,7 @@ def test_it_beats_popularity_and_serves_the_vectors_of_evaluation(built_in, tmp_
   raw_V = np.array(built_in.item_ids.to_list(), object)
   histories = [raw_V[built_in.items_N[built_in.offsets[u]:n]].tolist()
                for u, n in zip(user_M, index_M)]
-  recommender = Recommender.at(experiment, params, experiment.config.depth.mean)
+  recommender = Recommender(experiment, params, experiment.config.depth.mean)
   answers = recommender.recommend(histories, exclude_history=False)
   target_M = raw_V[built_in.items_N[index_M]]
   np.testing.assert_array_equal(hit_M, [t in a.items for t, a in zip(target_M, answers)])
@@ -271,8 +271,7 @@ def test_another_text_is_another_run_and_what_is_missing_is_named(tmp_path):
 
 def test_times_reach_training_and_evaluation_and_some_are_hidden(built_in, tmp_path):
   experiment = Experiment(_config(built_in, TIMES), tmp_path)
-  batches = TrainBatches(built_in, experiment.config.data, 24, 24, 0, clock=experiment.clock,
-                         copies=True)
+  batches = TrainBatches(experiment.store, experiment.config.data, 24, 24, 0, copies=True)
   share = []
   for step in range(4):
     time_BxL = batches.batch(step).rows.time_BxL
@@ -283,15 +282,15 @@ def test_times_reach_training_and_evaluation_and_some_are_hidden(built_in, tmp_p
   assert 0.02 < np.mean(share) < 0.25
   params = jax.tree.map(lambda x: x * 3, experiment.init_params())
   timed = experiment.evaluator.ranks(params, 'valid', (4,))
-  bare = dataclasses.replace(experiment.evaluator, clock=type(experiment.clock)())
+  timeless = dataclasses.replace(experiment.store, times_N=None)
+  bare = dataclasses.replace(experiment.evaluator, store=timeless)
   untimed = bare.ranks(params, 'valid', (4,))
   assert (timed != untimed).any(), 'evaluation does not see the times'
   # A raw history has none: it is read as training's hidden ones were.
   user_M, index_M = built_in.targets('valid')
   raw_V = np.array(built_in.item_ids.to_list(), object)
-  histories = [raw_V[built_in.items_N[built_in.offsets[u]:n]].tolist()
-               for u, n in zip(user_M[:20], index_M)]
-  recommender = Recommender.at(experiment, params, experiment.config.depth.mean)
+  histories = built_in.raw_histories(user_M[:20], index_M)
+  recommender = Recommender(experiment, params, experiment.config.depth.mean)
   answers = recommender.recommend(histories, exclude_history=False)
   target_M = raw_V[built_in.items_N[index_M]]
   np.testing.assert_array_equal(

@@ -160,13 +160,10 @@ def test_flops_of_a_rival_that_has_no_use_for_the_pre_block_s_states(store, tmp_
 def test_what_is_kept_of_finished_runs_gives_the_same_table(trained, tmp_path, monkeypatch):
   """Without checkpoints, nothing trained; and another config finds another run there."""
   plan, plan_dir, experiments = trained
-  comparison.keep(experiments, tmp_path / 'kept')
-  assert not list((tmp_path / 'kept').rglob('checkpoints'))
-  assert 'store' not in json.loads((tmp_path / 'kept/lares/seed_0/config.json').read_text())
+  shutil.copytree(plan_dir, tmp_path / 'kept', ignore=shutil.ignore_patterns(
+    'checkpoints', 'tensorboard', 'items.arrow', '.lock'))
   with pytest.raises(InputError, match='without its checkpoints'):
     run.train(comparison.start(plan, tmp_path / 'kept')['lares'][0])
-  with pytest.raises(InputError, match='the runs are there'):
-    comparison.keep(experiments, plan_dir)
   monkeypatch.setattr(run, 'train', lambda experiment: pytest.fail('it is finished'))
   again = comparison.start(plan, tmp_path / 'kept')
   comparison.train(again)
@@ -267,7 +264,8 @@ def test_training_seconds_add_up_over_starts(tmp_path):
 def test_what_is_finished_makes_a_table_of_its_own(store, tmp_path, capsys):
   plan = _plan(store, seeds=(0, 1))
   other = dataclasses.replace(plan.runs['plain'], against='lares', seeds=(5,))
-  second_look = {name: Row(of='plain', against=name) for name in ('lares', 'other')}
+  second_look = {name: Row(of='plain', against=name)
+                 for name in ('lares', 'other', 'plain_to_lares')}
   plan = dataclasses.replace(plan, runs={**plan.runs, 'other': other, **{
     f'plain_to_{name}': row for name, row in second_look.items()}})
   experiments = comparison.start(plan, tmp_path)
@@ -284,7 +282,8 @@ def test_what_is_finished_makes_a_table_of_its_own(store, tmp_path, capsys):
   assert said == ('not finished: plain, seed 0\nnot finished: lares, seed 0, 1\n'
                   'not finished: what phase_one stands on, lares or plain\n'
                   'not finished: what phase_two stands on, lares or phase_one\n'
-                  'not finished: what plain_to_lares stands on, plain or lares\n')
+                  'not finished: what plain_to_lares stands on, plain or lares\n'
+                  'not finished: what plain_to_plain_to_lares stands on, plain or plain_to_lares\n')
   assert found == {'plain': experiments['plain'][1:], 'other': experiments['other'],
                    'plain_to_other': experiments['plain'][1:]}, 'plain_to_lares would repeat plain'
   by_run = {line['run']: line for line in compare.compare(some, found) if line['history'] == 'ranked'}
@@ -298,6 +297,7 @@ def test_what_is_finished_makes_a_table_of_its_own(store, tmp_path, capsys):
   ({'resamples': 1}, 'resamples=1: use 100 or more'),
   ({'seeds': (1, 1)}, 'different whole numbers'),
   ({'seed': (1,)}, r'config\.seed does not exist.*config\.seeds'),
+  ({'runs.again': {'of': 'sasrec', 'seeds': 0}}, r'again\.seeds=0 is not a list'),
   ({'runs.again': {'of': 'laers'}}, r"again\.of='laers'"),
   ({'runs.lares_phase_two.phase': 'select'}, 'use pretrain or posttrain'),
   ({'runs.lares_phase_two.against': 'none'}, r"against='none' is not a run"),

@@ -352,6 +352,13 @@ def test_histories_in_some_files_only(tmp_path):
   assert load(str(tmp_path / 'x.*.inter'))[0] == expected
 
 
+def test_fractions_of_a_second_order_rows_with_histories(tmp_path):
+  path = write(tmp_path / 'x.inter',
+               'user_id:token\titem_id_list:token_seq\titem_id:token\ttimestamp:float\n'
+               'u\ta b\tc\t1.80\nu\ta\tb\t1.75\n')
+  assert [row[:2] for row in load(path)[0]] == [('u', item) for item in 'abc']
+
+
 def test_histories_cannot_be_rated(tmp_path):
   header = 'user_id:token\titem_id_list:token_seq\titem_id:token\trating:float\n'
   path = write(tmp_path / 'x.inter', header + 'u\ta b\tc\t5\n')

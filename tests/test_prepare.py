@@ -5,6 +5,7 @@ import dataclasses
 import filecmp
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lares_jax.data.store import PARTS, Store
+from lares_jax.data.store import PARTS, Store, write_meta
 from lares_jax.errors import InputError
 from lares_jax.prepare import PrepareOptions, prepare, prepared
 
@@ -85,6 +86,7 @@ def write_as(kind: str, directory: Path, rows) -> str:
 @given(rows=LOGS, kind=st.sampled_from(['csv', 'csv.gz', 'csv.zst', 'jsonl', 'parquet']))
 def test_what_is_written_reads_back_equal(tmp_path, rows, kind):
   wanted = expected(rows)
+  shutil.rmtree(tmp_path / 'set', ignore_errors=True)
   path = write_as(kind, tmp_path, rows)
   if not wanted:
     with pytest.raises(InputError, match='0 users left'):
@@ -128,6 +130,7 @@ def test_any_bytes_end_well(tmp_path, head, lines, kind, bad_rows, named):
   options = PrepareOptions(format=kind, bad_rows=bad_rows, **(NAMED if named else {}))
   output = tmp_path / 'out' / 'set'
   try:
+    shutil.rmtree(output, ignore_errors=True)
     store = prepare(str(path), output, options)
   except InputError as error:
     assert str(error).strip() and '\n' not in str(error), f'not one line: {error!r}'
@@ -244,7 +247,7 @@ def test_the_audit_counts(tmp_path):
   assert splits['valid']['in_history'] == 0.5 and splits['valid']['not_in_training'] == 1
   assert found['training_after_first_test'] == 0 and found['warnings'][0].startswith('14.3%')
   later = prepare(write_csv(tmp_path / 'log.csv', rows + [('c', 'x', t) for t in (8, 10, 11, 12)]),
-                  tmp_path / 'set', PrepareOptions(**NAMED)).meta['audit']
+                  tmp_path / 'later', PrepareOptions(**NAMED)).meta['audit']
   assert later['training_after_first_test'] == 1 / 5
   assert later['splits']['test']['sha256'] != splits['test']['sha256']
 
@@ -258,7 +261,7 @@ def test_the_same_input_gives_the_same_bytes(tmp_path, rows):
   same = filecmp.cmpfiles(tmp_path / 'one', tmp_path / 'two', names, shallow=False)
   assert sorted(same[0]) == sorted(names), f'files differ between two runs: {same[1]}'
   write_csv(tmp_path / 'log.csv', [*rows[:-1], ('u1', 'new', 0)])
-  other = prepare(path, tmp_path / 'two', PrepareOptions(**NAMED))
+  other = prepare(path, tmp_path / 'three', PrepareOptions(**NAMED))
   assert other.fingerprint != Store.open(tmp_path / 'one').fingerprint
 
 
@@ -280,7 +283,7 @@ def test_prepared_takes_a_directory_or_a_log(tmp_path, rows, capsys):
   fresh = prepared(path, options, tmp_path / 'cache')
   assert len({first.directory, other.directory, fresh.directory}) == 3
   Path(fresh.directory, 'items.npy').write_bytes(b'')
-  with pytest.raises(InputError, match='no whole data set; remove it'):
+  with pytest.raises(InputError, match='exists; delete it'):
     prepared(path, options, tmp_path / 'cache')
   with pytest.raises(InputError, match='so this is no prepared data set'):
     prepared(str(tmp_path), options, tmp_path / 'cache')
@@ -342,6 +345,7 @@ def test_facts_of_ml_100k(tmp_path):
    ({'cuts': (5,)}, 'two times'), ({'cuts': (5, 4)}, 'two times'),
    ({'cuts': ('5', 'six')}, '--cuts=5,six: not numbers'), ({'max_history': -1}, 'use 0 or more'),
    ({'fractions': (0.5, 0.5)}, 'two shares'), ({'min_length': 2}, 'needs 3'),
+   ({'fractions': ('nan', 0.1)}, 'two shares'), ({'cuts': ('nan', 1)}, 'two times'),
    ({'rating': 'stars'}, 'ratings are read for --min_rating alone')])
 def test_options_are_checked(wrong, said):
   with pytest.raises(InputError, match=said):
@@ -362,6 +366,19 @@ def command(*arguments):
                         capture_output=True, text=True, cwd=Path(__file__).parents[1])
 
 
+def test_a_data_set_of_other_options_than_there_are_is_read(tmp_path, rows):
+  """As after an update; what is set now must still be what it was prepared with."""
+  made = prepare(write_csv(tmp_path / 'log.csv', rows), tmp_path / 'set',
+                 PrepareOptions(**NAMED, split='global_time', cuts=(60, 80)))
+  meta = {**made.meta, 'options': {**made.meta['options'], 'since_removed': 1}}
+  write_meta(made.directory, {**meta, 'options': {
+    k: v for k, v in meta['options'].items() if k != 'max_history'}})
+  again = lambda **options: prepared(made.directory, PrepareOptions(**options), tmp_path)
+  assert again(split='global_time', cuts=(60, 80)).fingerprint == made.fingerprint
+  with pytest.raises(InputError, match='was prepared with max_history=0, not 3'):
+    again(max_history=3)
+
+
 def test_the_command(tmp_path, rows):
   path = write_csv(tmp_path / 'log.csv', rows)
   named = [f'--{role}={name}' for role, name in NAMED.items()]
@@ -375,6 +392,9 @@ def test_the_command(tmp_path, rows):
   assert done.stderr == (f'error: {path}: row 2: the time is negative; '
                          'mend it, or leave such rows out: --bad_rows=skip\n')
   assert not (tmp_path / 'other').exists()
+  Path(path).write_text('user,item,time\ru,a,1\r')
+  done = command(f'--input={path}', f'--output={tmp_path / "other"}', *named)
+  assert done.stderr == f'error: {path}: row 1: no header; lines must end in \\n or \\r\\n\n'
 
 
 def test_options_that_a_prepared_directory_cannot_follow_are_refused(tmp_path):
@@ -387,3 +407,5 @@ def test_options_that_a_prepared_directory_cannot_follow_are_refused(tmp_path):
     assert prepared(made, options, tmp_path).num_users == 8
   with pytest.raises(InputError, match='was prepared with k_core=0, not 5'):
     prepared(made, PrepareOptions(k_core=5), tmp_path)
+  with pytest.raises(InputError, match='made: exists; delete it'):
+    prepare(str(log), made)

@@ -71,10 +71,7 @@ def imported(directory):
 def raw_histories(store: Store, split: str = 'test') -> tuple[list[list[str]], list[str]]:
   """Histories and targets of a split, as raw ids."""
   user_M, index_M = store.targets(split)
-  raw_N = np.array(store.item_ids.to_list(), object)[store.items_N]
-  first_M = store.offsets[user_M]
-  histories = [raw_N[a:b].tolist() for a, b in zip(first_M, index_M, strict=True)]
-  return histories, raw_N[index_M].tolist()
+  return store.raw_histories(user_M, index_M), store.item_ids[store.items_N[index_M]].to_list()
 
 
 def answers(recommender, text: bytes, batch: int = 7, **options) -> list[dict]:
@@ -87,10 +84,7 @@ def untrained(directory, **changes) -> tuple[Experiment, Recommender]:
   """A model of another config, as it was born."""
   tiny.make_store(directory / 'data')
   experiment = Experiment(tiny.make_config(directory / 'data', **changes), directory)
-  c, store = experiment.config, experiment.store
-  return experiment, Recommender(
-    experiment.model, experiment.init_params(), experiment.catalogue, c.data, c.evaluate.batch_rows,
-    c.evaluate.noise_seed, c.depth.mean, store.item_ids.to_list(), store.train_count_V)
+  return experiment, Recommender(experiment, experiment.init_params(), experiment.config.depth.mean)
 
 
 def hits(recommender, store, **options) -> np.ndarray:
@@ -189,7 +183,7 @@ def check_vectors(recommender):
   histories = [['i1', 'i2'], [], ['i7']]
   user_MxD, item_VxD = recommender.user_vectors(histories), recommender.item_vectors()
   assert not user_MxD[1].any() and item_VxD.shape == (30, 8)
-  score_MxV = user_MxD @ item_VxD.T / recommender.catalogue.config.tau
+  score_MxV = user_MxD @ item_VxD.T / recommender.experiment.config.catalogue.tau
   out = recommender.recommend(histories, k=30, exclude_history=False)
   for m in (0, 2):
     column = [recommender.item_ids.index(item) for item in out[m].items]
@@ -235,7 +229,7 @@ BAD = {
   b'': 'not JSON', b'{': 'not JSON', b'\xff\xfe': 'not UTF-8', b'3': 'neither a list',
   b'{"user": "u"}': 'neither a list', b'{"history": "i1"}': '"history" is not a list',
   b'{"history": [], "user": [1]}': '"user"', b'[1.5]': '"history"[0]', b'["i1", true]': '[1]',
-  b'[null]': '[0]', b'[NaN]': 'NaN', b'[' * 100_000: 'too deeply', b'[1e999]': '[0]',
+  b'[null]': '[0]', b'[NaN]': '[0]', b'[' * 100_000: 'too deeply', b'[1e999]': '[0]',
 }
 
 
@@ -346,6 +340,8 @@ def test_a_narrow_table_says_what_it_costs(run, tmp_path, monkeypatch):
     assert change == report['int8'][name] - report['float32'][name]
   example = imported(tmp_path / 'out')
   scores = [score for _, score in example.recommend([['i1']])[0]]
+  with pytest.raises(AssertionError, match='depth 65: from 0 to 64'):
+    example.recommend([['i1']], depth=65)
   assert scores == [0.0] * 29, 'an item table of int8 is widened by the program'
 
 

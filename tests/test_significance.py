@@ -67,18 +67,6 @@ def test_a_difference_that_seeds_explain_is_not_claimed(runs):
   assert np.mean(np.less(found, 0.05)) <= 0.11, 'more than 5% and three standard errors of it'
 
 
-@pytest.mark.parametrize('runs', (2, 3, 5))
-def test_an_only_run_is_as_uncertain_as_one_of_the_other_side(runs):
-  """It is then the prediction interval for one more draw of the same spread."""
-  rng = np.random.default_rng(2)
-  other = np.repeat(rng.standard_normal((runs, 1)), 20, axis=1)
-  mine = np.full((1, 20), 1.5)
-  t = (1.5 - other.mean()) / (other[:, 0].std(ddof=1) * np.sqrt(1 + 1 / runs))
-  exact = 2 * stats.t.sf(abs(t), runs - 1)
-  assert significance.difference(mine, other, resamples=99).p == pytest.approx(exact, rel=1e-6)
-  assert significance.difference(other, mine, resamples=99).p == pytest.approx(exact, rel=1e-6)
-
-
 def test_runs_vary_by_no_less_than_those_of_all_rows():
   """Two that lie close together by luck make nothing sure; two far apart are no less so for others."""
   rng = np.random.default_rng(4)
@@ -91,13 +79,12 @@ def test_runs_vary_by_no_less_than_those_of_all_rows():
   mine = np.full((1, 20), 1.0)
   p = lambda *sides: significance.difference(*sides, spread=spread, resamples=99).p
   exact = lambda runs: 2 * stats.t.sf(1 / np.sqrt(spread.variance * runs), 10)
-  assert significance.difference(mine, close, resamples=99).p < 1e-3
   assert p(mine, close) == pytest.approx(exact(1 + 1 / 2), rel=1e-3) and p(mine, close) > 0.1
   assert p(mine.repeat(2, axis=0), close) == pytest.approx(exact(1 / 2 + 1 / 2), rel=1e-3)
   far = np.repeat([[-20.0], [22.0]], 20, axis=1)
   assert p(far, close) > significance.difference(far, close, resamples=99).p > 0.9
   assert p(mine, close[:1]) == pytest.approx(exact(2), rel=1e-6)
-  assert significance.pooled([np.ones(1)]) is None
+  assert significance.pooled([np.ones(1)]) == significance.UNKNOWN
 
 
 def test_runs_that_share_their_training_are_drawn_together():

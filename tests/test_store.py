@@ -1,13 +1,12 @@
 """The prepared data set on disk: what goes in comes out, and damage is told."""
 
-import json
 import os
-import shutil
 
 import numpy as np
 import polars as pl
 import pytest
 
+from lares_jax.aside import aside, check_free
 from lares_jax.data import store
 from lares_jax.data.store import Store
 from lares_jax.errors import InputError
@@ -91,47 +90,25 @@ def test_a_damaged_file_is_named(tmp_path, name, damage):
     Store.open(tmp_path / 'set')
 
 
-def test_a_file_of_another_data_set_is_seen(tmp_path):
-  write(tmp_path / 'set')
-  for name, array, said in [
-    ('offsets', np.array([0, 5, 6]), 'offsets.npy: does not span'),
-    ('valid_start', np.array([3, 8]), 'out of order at user 1'),
-    ('items', np.zeros(7, np.int64), r'items.npy: int64 of shape \(7,\) where int32'),
-    ('items', np.zeros(6, np.int32), r'items.npy: int32 of shape \(6,\) where int32 of shape \(7,\)'),
-  ]:
-    copy = tmp_path / 'copy'
-    shutil.rmtree(copy, ignore_errors=True)
-    shutil.copytree(tmp_path / 'set', copy)
-    np.save(copy / f'{name}.npy', array)
-    store.write_meta(str(copy), json.loads((copy / 'meta.json').read_text()))  # sizes as found
-    with pytest.raises(InputError, match=said):
-      Store.open(copy)
-
-
 def test_nothing_appears_unless_the_block_succeeds(tmp_path):
   output = tmp_path / 'deep' / 'set'
-  with pytest.raises(RuntimeError), store.written_aside(output) as directory:
-    store.write(directory, **SMALL)
+  with pytest.raises(RuntimeError), aside(output) as fresh:
+    fresh.mkdir()
+    store.write(str(fresh), **SMALL)
     raise RuntimeError
   assert os.listdir(output.parent) == [], 'a failed run must leave nothing behind'
-  for _ in range(2):  # the second takes the place of the first
-    with store.written_aside(output) as directory:
-      store.write(directory, **SMALL)
+  output.mkdir()
+  with aside(output) as fresh:  # an empty directory is a free place
+    fresh.mkdir()
+    store.write(str(fresh), **SMALL)
   assert os.listdir(output.parent) == ['set']
   assert Store.open(output).num_users == 2
 
 
-def test_what_is_no_data_set_is_not_replaced(tmp_path):
+def test_what_is_there_is_not_replaced(tmp_path):
+  (tmp_path / 'empty').mkdir()
   (tmp_path / 'thesis.txt').write_text('precious')
-  with pytest.raises(InputError, match='no whole data set'), store.written_aside(tmp_path):
-    pass
-  assert (tmp_path / 'thesis.txt').read_text() == 'precious'
-  with store.written_aside(tmp_path / 'set') as directory:
-    store.write(directory, **SMALL)
-  (tmp_path / 'set' / '.text.npy.left').mkdir()  # by a killed process: nothing to lose
-  with store.written_aside(tmp_path / 'set') as directory:
-    store.write(directory, **SMALL)
-  (tmp_path / 'set' / 'notes').mkdir()
-  with pytest.raises(InputError, match='holds notes'), store.written_aside(tmp_path / 'set'):
-    pass
-  assert (tmp_path / 'set' / 'notes').is_dir()
+  check_free(tmp_path / 'empty')
+  for taken in (tmp_path, tmp_path / 'thesis.txt'):
+    with pytest.raises(InputError, match='exists; delete it'):
+      check_free(taken)

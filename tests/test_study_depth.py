@@ -120,13 +120,6 @@ def test_programs_do_not_grow_with_depth(run):
       f'{program}: HLO of {lines} lines at depths {DEPTHS}; steps must be a loop')
 
 
-def test_a_line_is_fitted():
-  fit = cost.fit([1, 2, 4], [3.0, 5.0, 9.0])
-  assert (fit.intercept, fit.slope, fit.r2) == pytest.approx((1, 2, 1))
-  assert cost.fit([1, 2, 3], [0.0, 1.0, 0.0]).r2 == pytest.approx(0)
-  np.testing.assert_allclose(cost.fit([1, 2, 3], [0.0, 1.0, 0.0]).residuals, [-1 / 3, 2 / 3, -1 / 3])
-
-
 def test_the_rule_is_the_cheapest_that_keeps_quality_on_validation(run):
   lines = [line for line in run.rows['adaptive'] if line['criterion'] != 'fixed']
   assert {line['criterion'] for line in lines} == {*CRITERIA}
@@ -180,7 +173,7 @@ def test_the_training_side_study_is_a_plan():
 
 
 @pytest.mark.parametrize('arguments, said', (
-  ([], '--workdir=DIR'), (['--workdir=no/such'], 'no config.json there'),
+  ([], '--workdir is missing'), (['--workdir=no/such'], 'no config.json there'),
   (['--workdir=x', '--depths=2'], 'two or more'),
   (['--workdir=x', '--depths=1,65'], '--depths=1,65: whole numbers from 1 to 64')))
 def test_what_is_wrong_is_said_in_one_line(arguments, said):
@@ -188,6 +181,12 @@ def test_what_is_wrong_is_said_in_one_line(arguments, said):
                        capture_output=True, check=False, cwd=ROOT)
   assert out.returncode == 1 and said in out.stderr, out.stderr
   assert out.stderr.count('\n') == 1, out.stderr
+
+
+def test_help_shows_the_options_of_the_study():
+  out = subprocess.run([sys.executable, '-m', 'lares_jax.study', 'depth', '--help'], text=True,
+                       capture_output=True, check=False, cwd=ROOT)
+  assert 'What does another reasoning step cost' in out.stdout and '--widths:' in out.stdout
 
 
 _BROWSERS = ('chromium', 'chromium-browser', 'google-chrome', 'chrome')

@@ -334,6 +334,7 @@ def test_a_misspelt_key_names_the_nearest():
   ('evaluate.depths', (1, -2), r'config\.evaluate\.depths\[1\]=-2: use 0 or more'),
   ('evaluate.depths', (1, 'two'), r"config\.evaluate\.depths\[1\]='two' is not of type int"),
   ('evaluate.depths', (), r'evaluate\.depths=\(\): use at least one'),
+  ('depth.mean', 65, r'depth\.mean=65, .*: this model goes from 0 to 64'),
   ('pretrain.train.log_every_steps', 0, 'log_every_steps=0: use more than 0'),
   ('catalogue.tau', 0.0, r'config\.catalogue\.tau=0\.0: use more than 0'),
   ('model.backbone.width', 0, r'config\.model\.backbone\.width=0: use more than 0'),

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from lares_jax.data.pairs import Pairs, Partners
-from lares_jax.data.rows import Array, Plan, Rows, Segments, fill, pack, ranges, units_per_tick
+from lares_jax.data.rows import Array, Plan, Rows, Segments, fill, pack, ranges
 from lares_jax.data.store import Store
 from lares_jax.errors import InputError
 
@@ -55,28 +55,6 @@ class Batch(NamedTuple):
     return Rows._make(None if x is None else x[: len(self.target_BxA)] for x in self.rows)
 
 
-class Clock(NamedTuple):
-  """When interactions were, for `fill`; by default nobody asks."""
-
-  times_N: np.ndarray | None = None
-  units: int = 1  # of these times in a tick
-
-  @classmethod
-  def of(cls, store: Store) -> 'Clock':
-    """The times of a data set.
-
-    Raises:
-      InputError: its log has none.
-    """
-    if store.times_N is None:
-      raise InputError(f'{store.directory}: its log has no times; set model.backbone.times=False, or '
-                       'prepare it with a time column')
-    return cls(store.times_N, units_per_tick(store.times_N, store.offsets))
-
-
-NO_TIMES = Clock()
-
-
 class Windows(NamedTuple):
   """Stretches of training histories: tokens [start, start + length), targets one further on.
 
@@ -119,24 +97,22 @@ class TrainBatches:
   """All batches of a run.
 
   Args:
-    store: the data set.
+    store: the data set; rows have times where it has.
     config: rows.
     batch_rows: how many have targets.
     pairs: P, at most; 0: none.
     seed: of the order, the company in a row, and the partners.
     kept_N: flags of the interactions that count as targets; None: all of training.
-    clock: the times that rows are to have.
     partners: whether pairs are to have partners, and with them more rows.
     copies: whether the rows with targets come twice.
   """
 
   def __init__(self, store: Store, config: DataConfig, batch_rows: int, pairs: int, seed: int,
-               kept_N: np.ndarray | None = None, clock: Clock = NO_TIMES, *, partners: bool = True,
-               copies: bool = False):
+               kept_N: np.ndarray | None = None, *, partners: bool = True, copies: bool = False):
     packed = config.rows == 'packed'
     make = Windows.sliding if packed else Windows.prefixes
     self.windows = make(store, config.max_history)
-    self._kept_N, self._clock = kept_N, clock
+    self._kept_N = kept_N
     if kept_N is not None:
       self.windows = self.windows.ending_in(kept_N)
     length_S = self.windows.length_S
@@ -206,7 +182,7 @@ class TrainBatches:
       pairs, *company = self._pair_up(segments, context_S, generator)
       segments = Segments(*map(np.concatenate, zip(segments, *company)))
     shape = self.batch_rows + self._copies + self._partner_rows, shape[1]
-    rows = self._some_without_times(fill(items_N, segments, shape, *self._clock), generator)
+    rows = self._some_without_times(fill(items_N, segments, shape, *self._store.clock), generator)
     return Batch(rows, place, target, scored, pairs)
 
   def _pair_up(self, segments: Segments, context_S, generator: np.random.Generator):
@@ -270,7 +246,7 @@ class EvalBatch(NamedTuple):
 
 
 def eval_batches(items_N, first_M, end_M, target_M, config: DataConfig, batch_rows: int,
-                 hide: bool = False, clock: Clock = NO_TIMES):
+                 hide: bool = False, times_N=None, units: int = 1):
   """Yields EvalBatch for the histories items_N[first : end], all of one shape.
 
   Args:
@@ -281,7 +257,7 @@ def eval_batches(items_N, first_M, end_M, target_M, config: DataConfig, batch_ro
     config: rows.
     batch_rows: B.
     hide: leave the items of the whole history out of the ranking.
-    clock: the times that rows are to have.
+    times_N, units: as for `fill`.
   """
   length_M = np.minimum(end_M - first_M, config.max_history)
   plan = config.plan(length_M)
@@ -296,7 +272,7 @@ def eval_batches(items_N, first_M, end_M, target_M, config: DataConfig, batch_ro
     m = order_M[low:high]
     row, place, length = plan.row_S[m] - b * batch_rows, plan.place_S[m], length_M[m]
     segments = Segments(end_M[m] - length, length, row, place)
-    rows = fill(items_N, segments, (batch_rows, config.length), *clock)
+    rows = fill(items_N, segments, (batch_rows, config.length), times_N, units)
 
     def laid(values, filling, dtype=np.int32, row=row, nth=nth_M[m]):
       out = np.full((batch_rows, width, *values.shape[1:]), filling, dtype)

@@ -76,7 +76,7 @@ def sources(inputs: str, format_name: str = 'auto') -> list[Source]:
   parts = {source.part or 'a file of no part' for source in found}
   if parts & {*PARTS} and parts != {*PARTS}:
     raise InputError(f'{inputs}: a log that comes split needs train, valid and test; '
-                     f'got {", ".join(sorted(parts))}')
+                     f'got {", ".join(sorted(parts))}; a file that is no part needs another name')
   return found
 
 

@@ -79,10 +79,11 @@ def read(
   del files
   if rows.is_empty():
     raise InputError(f'{sources[0].path}: no interactions (left out: {dict(left_out)})')
+  rows, time_scale = _whole_times(rows)
   if histories:
     rows = number(_unroll(rows, strict=not skip_bad_rows))
-  comes_split = keep_parts and sources[0].part is not None
-  rows, time_scale = _whole_times(rows if comes_split else rows.drop('part', strict=False))
+  if not keep_parts or sources[0].part is None:
+    rows = rows.drop('part', strict=False)
   user, user_ids = _numbered(rows['user'])
   item, item_ids = _numbered(rows['item'])
   return Log(_in_order(rows.with_columns(user, item)), user_ids, item_ids, time_scale), left_out

@@ -56,7 +56,7 @@ def pack(length_S: np.ndarray, row_length: int) -> Plan:
   """
   order_S = np.argsort(-length_S, kind='stable')
   left = np.bincount(length_S, minlength=row_length + 1)
-  slot_length, slot_row, slot_place, rows = [], [], [], 0
+  slots, rows = [np.zeros((3, 0), int)], 0  # length, row and place of each
   while left.any():
     pattern, room, spare = [], row_length, left.copy()
     while room and (fits := np.flatnonzero(spare[: room + 1])).size:
@@ -66,16 +66,14 @@ def pack(length_S: np.ndarray, row_length: int) -> Plan:
     used = np.bincount(pattern, minlength=row_length + 1)
     times = int((left[used > 0] // used[used > 0]).min())  # as often as the counts allow
     left -= times * used
-    slot_length.append(np.tile(pattern, times))
-    slot_place.append(np.tile(np.cumsum(pattern) - pattern, times))
-    slot_row.append(np.repeat(np.arange(rows, rows + times), len(pattern)))
+    row = np.repeat(np.arange(rows, rows + times), len(pattern))
+    place = np.cumsum(pattern) - pattern
+    slots.append(np.stack([np.tile(pattern, times), row, np.tile(place, times)]))
     rows += times
-  if not rows:
-    return Plan(np.zeros(0, np.int64), np.zeros(0, np.int64), 0)
-  slots = np.argsort(-np.concatenate(slot_length), kind='stable')
+  length, row, place = np.concatenate(slots, axis=1)
+  by_length = np.argsort(-length, kind='stable')
   row_S, place_S = np.empty_like(length_S), np.empty_like(length_S)
-  row_S[order_S] = np.concatenate(slot_row)[slots]
-  place_S[order_S] = np.concatenate(slot_place)[slots]
+  row_S[order_S], place_S[order_S] = row[by_length], place[by_length]
   return Plan(row_S, place_S, rows)
 
 

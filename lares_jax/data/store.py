@@ -13,21 +13,18 @@ tested on [test_start[u], offsets[u+1]). Items are numbered by falling popularit
 by raw id: the order of item numbers is the popularity ranking.
 """
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
-import itertools
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from lares_jax.aside import aside
-from lares_jax.data.rows import ranges
+from lares_jax.data.rows import ranges, units_per_tick
 from lares_jax.errors import InputError
 
 FORMAT_VERSION = 1
@@ -51,26 +48,17 @@ class Store:
     """Maps the data set in `directory` into memory.
 
     Raises:
-      InputError: a file is missing, cut short, or does not fit the others.
+      InputError: a file is missing, or not of the size that was written.
     """
     directory = os.fspath(directory)
     meta = _read_meta(directory)
-    users, interactions = meta['counts']['users'], meta['counts']['interactions']
-    items_N = _read_array(directory, 'items', np.int32, interactions)
-    times = 'times.npy' in meta['files']
-    times_N = _read_array(directory, 'times', np.int64, interactions) if times else None
-    offsets = _read_array(directory, 'offsets', np.int64, users + 1)
-    valid_start_U, test_start_U = (
-      _read_array(directory, name, np.int64, users) for name in ('valid_start', 'test_start'))
-    if offsets[0] != 0 or offsets[-1] != interactions:
-      raise _mend(directory, 'offsets.npy', 'does not span items.npy')
-    edges = [('offsets', offsets[:-1]), ('valid_start', valid_start_U), ('test_start', test_start_U),
-             ('offsets', offsets[1:])]
-    for (_, low_U), (name, high_U) in itertools.pairwise(edges):
-      if (low_U > high_U).any():
-        user = int((low_U > high_U).argmax())
-        raise _mend(directory, f'{name}.npy', f'out of order at user {user}')
-    return cls(directory, items_N, times_N, offsets, valid_start_U, test_start_U, meta)
+
+    def array(name: str) -> Any:
+      file = f'{name}.npy'
+      return np.load(os.path.join(directory, file), mmap_mode='r') if file in meta['files'] else None
+
+    names = ('items', 'times', 'offsets', 'valid_start', 'test_start')
+    return cls(directory, *map(array, names), meta)  # type: ignore[call-arg]
 
   @property
   def num_users(self) -> int:
@@ -90,12 +78,15 @@ class Store:
   @functools.cached_property
   def user_ids(self) -> pl.Series:
     """Raw ids, [U] strings."""
-    return _read_table(self.directory, 'users.arrow', self.num_users)['id']
+    return self._table('users')['id']
 
   @functools.cached_property
   def items(self) -> pl.DataFrame:
     """Raw `id` and `train_count` of each item, [V] rows."""
-    return _read_table(self.directory, 'items.arrow', self.num_items)
+    return self._table('items')
+
+  def _table(self, name: str) -> pl.DataFrame:
+    return pl.read_ipc(os.path.join(self.directory, f'{name}.arrow'))
 
   @property
   def item_ids(self) -> pl.Series:
@@ -106,6 +97,11 @@ class Store:
   def train_count_V(self) -> np.ndarray:
     """How often each item occurs in training, int64, falling."""
     return self.items['train_count'].to_numpy()
+
+  @functools.cached_property
+  def clock(self) -> tuple[np.ndarray | None, int]:
+    """Times of the interactions, or None, and how many units of them make a tick in rows."""
+    return self.times_N, 1 if self.times_N is None else units_per_tick(self.times_N, self.offsets)
 
   def raw_histories(self, user_M: np.ndarray, end_M: np.ndarray) -> list[list[str]]:
     """What each user had before the interaction at `end`, as raw item ids, oldest first."""
@@ -133,29 +129,6 @@ class Store:
     edges = [self.offsets[:-1], self.valid_start_U, self.test_start_U, self.offsets[1:]]
     part = PARTS.index(split)
     return edges[part], edges[part + 1]
-
-
-@contextlib.contextmanager
-def written_aside(output: str | os.PathLike[str]) -> Iterator[str]:
-  """A temporary sibling directory that takes the place of `output` when the block succeeds.
-
-  Raises:
-    InputError: `output` exists and is neither an empty directory nor a prepared data set alone.
-  """
-  empty = os.path.isdir(output) and not os.listdir(output)
-  if os.path.exists(output) and not empty:
-    try:
-      own = {*_read_meta(os.fspath(output))['files'], 'meta.json', 'text.npy'}
-    except InputError:
-      raise InputError(f'{output}: is there and no whole data set; remove it or choose another '
-                       'place') from None
-    left = lambda name: name.startswith('.text.npy.')  # by a process that was killed
-    if foreign := sorted(name for name in {*os.listdir(output)} - own if not left(name)):
-      raise InputError(f'{output}: holds {foreign[0]}, which is not of the data set and would be lost; '
-                       'move it away or choose another place')
-  with aside(output) as fresh:
-    fresh.mkdir()
-    yield os.fspath(fresh)
 
 
 def write(
@@ -261,24 +234,3 @@ def _read_meta(directory: str) -> dict[str, Any]:
       fault = 'missing' if found is None else f'{found} bytes where {size} were written'
       raise _mend(directory, name, fault)
   return meta
-
-
-def _read_array(directory: str, name: str, dtype: type, length: int) -> np.ndarray:
-  try:
-    array = np.load(os.path.join(directory, f'{name}.npy'), mmap_mode='r')
-  except (OSError, ValueError, EOFError):
-    raise _mend(directory, f'{name}.npy', 'not a readable array') from None
-  if array.shape != (length,) or array.dtype != dtype:
-    fault = f'{array.dtype} of shape {array.shape} where {np.dtype(dtype)} of shape {(length,)} belongs'
-    raise _mend(directory, f'{name}.npy', fault)
-  return array
-
-
-def _read_table(directory: str, name: str, length: int) -> pl.DataFrame:
-  try:
-    table = pl.read_ipc(os.path.join(directory, name))
-  except (OSError, pl.exceptions.PolarsError):
-    raise _mend(directory, name, 'not a readable table') from None
-  if len(table) != length or 'id' not in table.columns:
-    raise _mend(directory, name, f'{len(table)} rows where meta.json counts {length}')
-  return table

@@ -154,9 +154,6 @@ def sentence_encoder(name: str) -> Encode:
 def main() -> None:
   """The command; see --help."""
   values = flags.FLAGS.flag_values_dict()
-  for name in ('data', 'input', 'item', 'title'):
-    if not values[name]:
-      raise InputError(f'--{name} is missing; --help shows an example')
   store = Store.open(values['data'])
   title_V = titles(store, values['input'], values['item'], values['title'])
   encoder = values['encoder']
@@ -166,10 +163,11 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  flags.DEFINE_string('data', None, 'A prepared data set.')
-  flags.DEFINE_string('input', None, 'Tables with a title for each item; paths and globs.')
-  flags.DEFINE_string('item', None, 'Their column of raw item ids.')
-  flags.DEFINE_string('title', None, 'Their column of titles.')
+  flags.DEFINE_string('data', None, 'A prepared data set.', required=True)
+  flags.DEFINE_string('input', None, 'Tables with a title for each item; paths and globs.',
+                      required=True)
+  flags.DEFINE_string('item', None, 'Their column of raw item ids.', required=True)
+  flags.DEFINE_string('title', None, 'Their column of titles.', required=True)
   flags.DEFINE_string('encoder', 'sentence-transformers/sentence-t5-base',
                       'A sentence-transformers model, by name or directory; or words: sums of '
                       'random directions, 128 wide, which need nothing installed.')

@@ -39,6 +39,7 @@ from lares_jax.training.evaluation import Evaluator
 from lares_jax.training.loop import Phase
 
 _CONFIG = config_flags.DEFINE_config_file('config', help_string='A file of configs/.')
+flags.mark_flag_as_required('config')
 _TOPOLOGY = flags.DEFINE_string('topology', 'v5e:4x4', 'Such as v5e:4x4, v5p:2x2x4, h200:8.')
 _SLICES = flags.DEFINE_integer('num_slices', 1, 'TPU slices, or GPU machines.')
 _ITEMS = flags.DEFINE_integer('items', 0, 'Size of the catalogue; 0: that of the data set.')
@@ -49,7 +50,7 @@ MEMORY = {'v4': 32, 'v5e': 16, 'v5p': 95, 'v6e': 32, 'h200': 141}  # GiB a chip
 
 
 def main() -> int:
-  config = config_lib.of_flag(_CONFIG.value)
+  config = config_lib.typed(_CONFIG.value)
   devices, kind = topology(_TOPOLOGY.value, _SLICES.value)
   experiment = Unbuilt(config, pathlib.Path(), wanted_items=_ITEMS.value, devices=tuple(devices))
   shape = experiment.mesh.shape

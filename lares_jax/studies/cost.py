@@ -28,15 +28,6 @@ from lares_jax.training.loop import Phase
 MEDIAN_TURNS = 5  # at most, where only the median counts and a call is long
 
 
-class Fit(NamedTuple):
-  """A straight line over depth: cost = intercept + slope * depth."""
-
-  intercept: float
-  slope: float
-  r2: float
-  residuals: list[float]
-
-
 class PerUser(NamedTuple):
   """Of a history of `max_history` items by itself, at T steps: (intercept, slope) of each cost."""
 
@@ -84,16 +75,6 @@ def unrolled(model: Lares, params, rows: Rows, steps: int) -> jax.Array:
     z_BxLxD = Step(model.config).apply({'params': params['scan']['step']}, z_BxLxD, h_BxLxD,
                                        Context.of(rows), False, i)
   return z_BxLxD
-
-
-def fit(depths: Sequence[int], costs: Sequence[float]) -> Fit:
-  """Least squares."""
-  depth_T, cost_T = np.asarray(depths, float), np.asarray(costs, float)
-  slope, intercept = np.polyfit(depth_T, cost_T, 1)
-  residual_T = cost_T - intercept - slope * depth_T
-  spread = np.square(cost_T - cost_T.mean()).sum()
-  r2 = 1 - np.square(residual_T).sum() / spread if spread else 1.0
-  return Fit(float(intercept), float(slope), float(r2), residual_T.tolist())
 
 
 def full_batch(experiment: Experiment) -> np.ndarray:

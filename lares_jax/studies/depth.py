@@ -19,7 +19,7 @@ from lares_jax.experiment import Experiment
 from lares_jax.model.lares import DEEPEST
 from lares_jax.studies import depth_study
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'A trained run.')
+_WORKDIR = flags.DEFINE_string('workdir', None, 'A trained run.', required=True)
 _OUTPUT = flags.DEFINE_string('output', '', 'Where the report goes; WORKDIR/depth if empty.')
 _DEPTHS = flags.DEFINE_list('depths', ['1', '2', '4', '8', '16', '32', '64'], 'Steps to look at.')
 _WIDTHS = flags.DEFINE_list('widths', ['1', '2', '4', '8'], 'Draws of the initial state to average.')
@@ -30,8 +30,6 @@ _PROFILE = flags.DEFINE_bool('profile', False, 'Write a jax.profiler trace of a 
 
 def main() -> None:
   """The command; see --help."""
-  if not _WORKDIR.value:
-    raise InputError('give --workdir=DIR, a trained run')
   depths, widths = (whole_numbers(name, given, 1, DEEPEST) for name, given in (
     ('depths', _DEPTHS.value), ('widths', _WIDTHS.value)))
   if len(depths) < 2:

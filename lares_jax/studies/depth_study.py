@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import polars as pl
+from scipy import stats
 
 from lares_jax import adaptive, files, report
 from lares_jax.adaptive import Rule
@@ -32,11 +33,12 @@ def study(experiment: Experiment, place: str, depths: Sequence[int], widths: Seq
   tables: Tables = {'cost': cost.programs(experiment, phase, params, depths, repeats)}
   for line in tables['cost']:
     line |= counted.at(line['depth']) if line['program'] == 'inference' else {}
-  fits = {name: cost.fit(*zip(*[(line['depth'], line['full_ms']) for line in lines], strict=True))
-          for name, lines in page.grouped(tables['cost'], 'program').items()}
-  tables['fit'] = [{'program': name, 'ms_at_0': fit.intercept, 'ms_a_step': fit.slope, 'r2': fit.r2,
-                    **{f'residual_at_{d}': r for d, r in zip(depths, fit.residuals)}}
-                   for name, fit in fits.items()]
+  programs = page.grouped(tables['cost'], 'program')
+  fits = {name: _line_through(lines, 'full_ms') for name, lines in programs.items()}
+  tables['fit'] = [
+    {'program': name, 'ms_at_0': f.intercept, 'ms_a_step': f.slope, 'r2': f.rvalue**2, **{
+      f'residual_at_{p["depth"]}': p['full_ms'] - f.intercept - f.slope * p['depth']
+      for p in programs[name]}} for name, f in fits.items()]
   measured = {split: quality.measure(experiment, params, split, max(depths), users)
               for split in ('valid', 'test')}
   tables['quality'] = [line for split, m in measured.items()
@@ -81,7 +83,12 @@ def served(recommender: Recommender, experiment: Experiment, fixed: Sequence[Map
   return [{**line, 'full_ms': 1e3 * float(np.median(seconds[n]))} for n, line in enumerate(lines)]
 
 
-def _facts(experiment: Experiment, batch: Batch, tables: Tables, fits: Mapping[str, cost.Fit],
+def _line_through(lines: page.Lines, key: str):
+  """A straight line over depth, by least squares: its slope, intercept and rvalue."""
+  return stats.linregress([p['depth'] for p in lines], [p[key] for p in lines])
+
+
+def _facts(experiment: Experiment, batch: Batch, tables: Tables, fits: Mapping[str, Any],
            best: int, users: int) -> list[str]:
   """What a reader should take home."""
   chosen = next(line for line in tables['adaptive'] if line['chosen'])
@@ -92,7 +99,7 @@ def _facts(experiment: Experiment, batch: Batch, tables: Tables, fits: Mapping[s
   backbone = experiment.config.model.backbone
   carried = batch.rows.item_BxL.size * backbone.width * jnp.dtype(backbone.dtype).itemsize / timing.MIB
   span = lambda lines, key: f'{lines[0][key]:,.1f} to {lines[-1][key]:,.1f}'
-  each = lambda lines: cost.fit(*zip(*[(p['depth'], p['temporaries_mib']) for p in lines])).slope
+  each = lambda lines: _line_through(lines, 'temporaries_mib').slope
   share = lambda key: f'{chosen[key] / max(fixed[key], 1e-9):.1%}'
   facts = [
     f'Best fixed depth on validation: {best}; test NDCG@10 {at[best][name]:.4f} '
@@ -105,14 +112,14 @@ def _facts(experiment: Experiment, batch: Batch, tables: Tables, fits: Mapping[s
     f'{at["oracle"]["mean_steps"]:.2f} steps.']
   for p, lines in page.grouped(tables['cost'], 'program').items():
     facts.append(
-      f'{p}: {fits[p].intercept:.1f} ms + {fits[p].slope:.2f} ms a step, R² {fits[p].r2:.4f}; from '
-      f'depth {lines[0]["depth"]} to {lines[-1]["depth"]}: HLO {lines[0]["hlo_lines"]:,} to '
+      f'{p}: {fits[p].intercept:.1f} ms + {fits[p].slope:.2f} ms a step, R² {fits[p].rvalue**2:.4f}; '
+      f'from depth {lines[0]["depth"]} to {lines[-1]["depth"]}: HLO {lines[0]["hlo_lines"]:,} to '
       f'{lines[-1]["hlo_lines"]:,} lines, compiled in {span(lines, "compile_s")} s, temporaries '
       f'{span(lines, "temporaries_mib")} MiB, {each(lines):.2f} a step.')
   return [*facts, f'The state that a training step must carry, of partners too, is {carried:.2f} MiB.']
 
 
-def _write(output: pathlib.Path, tables: Tables, fits: Mapping[str, cost.Fit],
+def _write(output: pathlib.Path, tables: Tables, fits: Mapping[str, Any],
            facts: Sequence[str]) -> None:
   output.mkdir(parents=True, exist_ok=True)
   texts = {}

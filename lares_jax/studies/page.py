@@ -9,19 +9,16 @@ from typing import Any, NamedTuple
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
-from lares_jax.studies.cost import Fit
-
 Lines = Sequence[Mapping[str, Any]]
 
 
-class Series(NamedTuple):
-  """Points to join, with a band where `low` and `high` are given."""
+class Curve(NamedTuple):
+  """Two columns of some lines, with a band where these have `y`_low and `y`_high."""
 
   label: str
-  x: Sequence[float]
-  y: Sequence[float]
-  low: Sequence[float] | None = None
-  high: Sequence[float] | None = None
+  lines: Lines
+  x: str
+  y: str = 'ndcg@10'
   style: str = 'o-'
 
 
@@ -31,13 +28,13 @@ class Plot(NamedTuple):
   caption: str
   x_label: str
   y_label: str
-  series: list[Series]
+  curves: list[Curve]
   x_scale: str = 'log'
   y_scale: str = 'linear'
 
 
-def plots(tables: Mapping[str, Lines], fits: Mapping[str, Fit]) -> dict[str, Plot]:
-  """The plots by name."""
+def plots(tables: Mapping[str, Lines], fits: Mapping[str, Any]) -> dict[str, Plot]:
+  """The plots by name; `fits` are the straight lines through the cost of each program."""
   fixed = [line for line in tables['quality'] if line['depth'] != 'oracle']
   test = [line for line in fixed if line['split'] == 'test']
   oracle = [line for line in tables['quality'] if line not in fixed and line['split'] == 'test']
@@ -45,19 +42,19 @@ def plots(tables: Mapping[str, Lines], fits: Mapping[str, Fit]) -> dict[str, Plo
   kinds = grouped(tables['adaptive'], 'criterion')
   chosen = [line for line in tables['adaptive'] if line['chosen']]
   ndcg = 'NDCG@10, test'
-  against = lambda key: [*[_series(kind, lines, key, 'ndcg@10') for kind, lines in kinds.items()],
-                         _series('chosen', chosen, key, 'ndcg@10', style='k*')]
-  stepped = [*against('mean_steps'), _series('oracle', oracle, 'mean_steps', 'ndcg@10', style='rD')]
+  against = lambda x: [*[Curve(kind, lines, x) for kind, lines in kinds.items()],
+                       Curve('chosen', chosen, x, style='k*')]
+  stepped = [*against('mean_steps'), Curve('oracle', oracle, 'mean_steps', style='rD')]
   latency = []
   for name, lines in programs.items():
-    latency.append(_series(name, lines, 'depth', 'full_ms', style='o'))
-    line = [fits[name].intercept + fits[name].slope * p['depth'] for p in lines]
-    latency.append(Series(f'line, R² {fits[name].r2:.4f}', latency[-1].x, line, style='-'))
+    fit = fits[name]
+    line = [{**p, 'line': fit.intercept + fit.slope * p['depth']} for p in lines]
+    latency += [Curve(name, lines, 'depth', 'full_ms', 'o'),
+                Curve(f'line, R² {fit.rvalue**2:.4f}', line, 'depth', 'line', '-')]
   return {
     'quality': Plot('Quality at each depth; bands are 95% bootstrap intervals over users.',
-                    'steps', 'NDCG@10', [
-                      _series(split, lines, 'depth', 'ndcg@10', 'ndcg@10')
-                      for split, lines in grouped(fixed, 'split').items()]),
+                    'steps', 'NDCG@10', [Curve(split, lines, 'depth')
+                                         for split, lines in grouped(fixed, 'split').items()]),
     'cost': Plot('Time for a full batch at each depth, and straight lines through it.', 'steps',
                  'ms a batch, median', latency, x_scale='linear'),
     'adaptive': Plot('Adaptive depth by criterion and threshold beside fixed depth. The oracle knows '
@@ -66,15 +63,14 @@ def plots(tables: Mapping[str, Lines], fits: Mapping[str, Fit]) -> dict[str, Plo
                    'ms a full batch, median', ndcg, against('full_ms'), x_scale='linear'),
     'convergence': Plot('How far a step moves the user vector, relative to its length.', 'step',
                         'mean |Z_i - Z_(i-1)| / |Z_(i-1)|',
-                        [_series('test', test, 'depth', 'state_change')], y_scale='log'),
+                        [Curve('test', test, 'depth', 'state_change')], y_scale='log'),
     'settled': Plot('Users whose ten best items, in order, are those of the deepest run and stay so.',
-                    'steps', 'share of users', [_series('test', test, 'depth', 'settled')]),
+                    'steps', 'share of users', [Curve('test', test, 'depth', 'settled')]),
     'width': Plot('The mean user vector over draws of the initial state, depth by depth.',
-                  'MFLOPs a user', ndcg, [
-                    _series(f'{n} draws', lines, 'mflops_per_user', 'ndcg@10')
-                    for n, lines in grouped(tables['width'], 'draws').items()]),
+                  'MFLOPs a user', ndcg, [Curve(f'{n} draws', lines, 'mflops_per_user')
+                                          for n, lines in grouped(tables['width'], 'draws').items()]),
     'memory': Plot('Temporaries of a program at each depth.', 'steps', 'MiB', [
-      _series(name, lines, 'depth', 'temporaries_mib') for name, lines in programs.items()],
+      Curve(name, lines, 'depth', 'temporaries_mib') for name, lines in programs.items()],
                    x_scale='linear'),
   }
 
@@ -85,23 +81,20 @@ def grouped(lines: Lines, key: str) -> dict[Any, list[Mapping[str, Any]]]:
           for value in dict.fromkeys(line[key] for line in lines)}
 
 
-def _series(label: str, lines: Lines, x: str, y: str, band: str = '', style: str = 'o-') -> Series:
-  column = lambda key: [line[key] for line in lines]
-  low, high = (column(f'{band}_low'), column(f'{band}_high')) if band else (None, None)
-  return Series(label, column(x), column(y), low, high, style)
-
-
 def drawn(plot: Plot) -> dict[str, bytes]:
   """The plot as files, by kind; small enough for its letters to be read on a phone."""
   figure = Figure(figsize=(5, 3.6), layout='constrained')
   axes = figure.subplots()
-  for s in plot.series:
-    line, = axes.plot(s.x, s.y, s.style, label=s.label, markersize=9 if s.style[-1] in '*D' else 4)
-    if s.low is not None and s.high is not None:
-      axes.fill_between(s.x, s.low, s.high, alpha=0.2, color=line.get_color(), linewidth=0)
+  for label, lines, x, y, style in plot.curves:
+    column = lambda key, lines=lines: [line[key] for line in lines]
+    line, = axes.plot(column(x), column(y), style, label=label,
+                      markersize=9 if style[-1] in '*D' else 4)
+    if lines and f'{y}_low' in lines[0]:
+      axes.fill_between(column(x), column(f'{y}_low'), column(f'{y}_high'), alpha=0.2,
+                        color=line.get_color(), linewidth=0)
   axes.set(xlabel=plot.x_label, ylabel=plot.y_label, xscale=plot.x_scale, yscale=plot.y_scale)
   if plot.x_scale == 'log':
-    axes.set_xticks(plot.series[0].x)
+    axes.set_xticks([line[plot.curves[0].x] for line in plot.curves[0].lines])
     axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.xaxis.set_minor_formatter(NullFormatter())
   axes.grid(alpha=0.3)

@@ -7,10 +7,8 @@ Both are written aside and renamed by orbax: a half-written one is never seen. T
 mesh: the padding of a split table, which depends on it, is cut off or filled up (`strict=False`).
 """
 
-import contextlib
 import pathlib
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -44,13 +42,9 @@ class Checkpoints:
     return self._best.latest_step()
 
   def save(self, step: int, state, progress: dict[str, Any], config: dict[str, Any]) -> None:
-    """Saves in the background; a step that is there already is the same, and stays."""
-    if step in self._latest.all_steps():
-      return
-    self.wait()
-    self._latest.save(step, args=ocp.args.Composite(
-      state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress),
-      config=ocp.args.JsonSave(config)))
+    """Saves in the background."""
+    self._save(self._latest, step, state=ocp.args.StandardSave(state),
+               progress=ocp.args.JsonSave(progress), config=ocp.args.JsonSave(config))
 
   def restore(self, abstract_state) -> tuple[Any, dict[str, Any]]:
     """The latest state, laid out like `abstract_state` (on any mesh), and its progress.
@@ -58,19 +52,14 @@ class Checkpoints:
     Raises:
       InputError: it is damaged.
     """
-    step = self._latest.latest_step()
-    with _readable(self.directory / 'latest' / str(step)):
-      out = self._latest.restore(step, args=ocp.args.Composite(
-        state=ocp.args.StandardRestore(abstract_state, strict=False),
-        progress=ocp.args.JsonRestore()))
+    out = self._restore(
+      self._latest, state=ocp.args.StandardRestore(abstract_state, strict=False),
+      progress=ocp.args.JsonRestore())
     return out.state, out.progress
 
   def save_best(self, step: int, params, metrics: dict[str, float]) -> None:
-    if step in self._best.all_steps():
-      return
-    self.wait()
-    self._best.save(step, args=ocp.args.Composite(
-      params=ocp.args.StandardSave(params), metrics=ocp.args.JsonSave(metrics)))
+    self._save(self._best, step, params=ocp.args.StandardSave(params),
+               metrics=ocp.args.JsonSave(metrics))
 
   def restore_best(self, abstract_params) -> tuple[Any, dict[str, float], int]:
     """(parameters, validation metrics, step) of the best evaluation so far.
@@ -78,15 +67,25 @@ class Checkpoints:
     Raises:
       InputError: nothing was saved yet, or it is damaged.
     """
-    self.wait()
-    step = self._best.latest_step()
-    if step is None:
+    if self.best_step is None:
       raise InputError(f'{self.directory}: no checkpoint yet; train this phase first')
-    with _readable(self.directory / 'best' / str(step)):
-      out = self._best.restore(step, args=ocp.args.Composite(
-        params=ocp.args.StandardRestore(abstract_params, strict=False),
-        metrics=ocp.args.JsonRestore()))
-    return out.params, out.metrics, step
+    out = self._restore(
+      self._best, params=ocp.args.StandardRestore(abstract_params, strict=False),
+      metrics=ocp.args.JsonRestore())
+    return out.params, out.metrics, self.best_step
+
+  def _save(self, series: ocp.CheckpointManager, step: int, **items) -> None:
+    if step not in series.all_steps():  # what is there already is the same, and stays
+      self.wait()
+      series.save(step, args=ocp.args.Composite(**items))
+
+  def _restore(self, series: ocp.CheckpointManager, **items) -> Any:
+    step = series.latest_step()
+    try:
+      return series.restore(step, args=ocp.args.Composite(**items))
+    except (OSError, ValueError, KeyError) as error:
+      raise InputError(f'{series.directory / str(step)} is damaged ({error}). If it cannot be brought '
+                       f'back, delete {self.directory}: the phase then begins anew') from error
 
   def wait(self) -> None:
     """Until everything is on disk.
@@ -105,15 +104,6 @@ class Checkpoints:
     self.wait()
     self._latest.close()
     self._best.close()
-
-
-@contextlib.contextmanager
-def _readable(directory: pathlib.Path) -> Iterator[None]:
-  try:
-    yield
-  except (OSError, ValueError, KeyError) as error:
-    raise InputError(f'{directory} is damaged ({error}). If it cannot be brought back, delete '
-                     f'{directory.parent.parent}: the phase then begins anew') from error
 
 
 def abstract(tree, shardings):

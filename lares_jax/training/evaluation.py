@@ -10,7 +10,7 @@ import numpy as np
 import tqdm
 
 from lares_jax.catalogue import Catalogue
-from lares_jax.data.batches import NO_TIMES, Clock, DataConfig, EvalBatch, eval_batches
+from lares_jax.data.batches import DataConfig, EvalBatch, eval_batches
 from lares_jax.data.rows import Rows
 from lares_jax.data.store import Store
 from lares_jax.errors import InputError
@@ -45,7 +45,6 @@ class Evaluator:
   data: DataConfig
   config: EvaluationConfig
   mesh: jax.sharding.Mesh
-  clock: Clock = NO_TIMES
 
   def ranks(self, params, split: str, depths: tuple[int, ...], *, history: History | None = None,
             draw: int = 0) -> np.ndarray:
@@ -65,25 +64,24 @@ class Evaluator:
     `chosen_M` are those of `store.targets(split)` that count, at least one.
     """
     parts, index = [], []
-    pending: list[tuple[np.ndarray, Any]] = []
     bar = tqdm.tqdm(total=len(self.store.targets(split)[0][chosen_M]), desc=f'evaluate {split}',
                     unit='user', leave=False, disable=None)
 
-    def collect():
-      index_M, out = pending.pop(0)
+    def collect(index_M, out):
       real_M = index_M >= 0
       parts.append(jax.tree.map(lambda x: np.asarray(x)[:, : len(real_M)][:, real_M], out))
       index.append(index_M[real_M])
       bar.update(int(real_M.sum()))
 
+    last = None  # read only once the next batch is under way
     for batch in self.batches(split, chosen_M, history=history):
       index_M = batch.index_BxA.reshape(-1)
-      batch = sharding.put_batch(batch._replace(index_BxA=None), self.mesh)
-      pending.append((index_M, function(batch)))
-      if len(pending) > 1:  # read a result only once the next batch is under way
-        collect()
-    while pending:
-      collect()
+      out = function(sharding.put_batch(batch._replace(index_BxA=None), self.mesh))
+      if last:
+        collect(*last)
+      last = index_M, out
+    if last:
+      collect(*last)
     bar.close()
     order_M = np.argsort(np.concatenate(index))
     return jax.tree.map(lambda *x: np.concatenate(x, axis=1)[:, order_M], *parts)
@@ -95,7 +93,7 @@ class Evaluator:
     user_M, index_M = (x[chosen_M] for x in self.store.targets(split))
     hide = (history or self.config.history) == 'removed'
     return eval_batches(items_N, self.store.offsets[user_M], index_M, items_N[index_M], self.data,
-                        rows or self.config.batch_rows, hide, self.clock)
+                        rows or self.config.batch_rows, hide, *self.store.clock)
 
   @functools.partial(jax.jit, static_argnums=(0, 4))
   def batch_ranks(self, params, batch: EvalBatch, draw, depths):
