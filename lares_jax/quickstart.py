@@ -10,23 +10,30 @@ import time
 
 import numpy as np
 from absl import flags
+from ml_collections import config_flags
 
-from configs import quickstart as settings
 from lares_jax import config as config_lib
 from lares_jax import metrics, report, run
+from lares_jax.config import Config
 from lares_jax.data import synthetic
-from lares_jax.errors import front_door
+from lares_jax.errors import InputError, front_door
 from lares_jax.experiment import Experiment
 from lares_jax.recommender import Recommender
 
+_PLAIN = config_flags.DEFINE_config_file(
+  'plain', 'configs/quickstart.py:plain', 'The backbone, at depth 0.')
+_LARES = config_flags.DEFINE_config_file('lares', 'configs/quickstart.py:quick', 'LARES.')
 _WORKDIR = flags.DEFINE_string('workdir', 'runs/quickstart', 'Where everything goes.')
 
 
 def main() -> None:
   start = time.time()
   workdir = pathlib.Path(_WORKDIR.value)
-  plain = _train('plain', workdir / 'depth_0')
-  lares = _train('quick', workdir / 'lares')
+  configs = [config_lib.typed(flag.value) for flag in (_PLAIN, _LARES)]
+  if any(config.data.path or config.evaluate.history == 'removed' for config in configs):
+    raise InputError('the quickstart is of the built-in data set, history ranked: what is best '
+                     'possible is known there; use lares_jax.main for others')
+  plain, lares = (_train(c, workdir / name) for c, name in zip(configs, ('depth_0', 'lares')))
 
   store = plain.store
   _, index_M = store.targets('test')
@@ -53,8 +60,7 @@ def main() -> None:
         f'are in {plain.workdir} and {lares.workdir}')
 
 
-def _train(variant: str, workdir: pathlib.Path) -> Experiment:
-  config = config_lib.typed(settings.get_config(variant))
+def _train(config: Config, workdir: pathlib.Path) -> Experiment:
   name = 'LARES' if config.depth.mean else 'the depth-0 backbone'
   print(f'training {name}: see {workdir}/metrics.jsonl')
   experiment = Experiment.start(config, str(workdir))
