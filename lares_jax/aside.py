@@ -24,12 +24,21 @@ def aside(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     os.replace(fresh, path)
 
 
-def check_free(directory: str | os.PathLike[str]) -> None:
-  """A new directory takes nobody's place.
+@contextlib.contextmanager
+def new_directory(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+  """Where to fill a directory that appears at `path` if the block succeeds.
 
   Raises:
-    InputError: there is something, other than an empty directory.
+    InputError: something is there, before or after, other than an empty directory.
   """
-  directory = pathlib.Path(directory)
-  if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-    raise InputError(f'{directory}: exists; delete it, or choose another place')
+  path = pathlib.Path(path)
+  with aside(path) as fresh:
+    _check_free(path)
+    fresh.mkdir()
+    yield fresh
+    _check_free(path)
+
+
+def _check_free(path: pathlib.Path) -> None:
+  if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    raise InputError(f'{path}: exists; choose another place, or delete it')

@@ -71,6 +71,8 @@ def main() -> None:
     if _JSON.value:
       print(json.dumps(rows))
     return
+  if config.depth.mean and _DEPTH.value > config.model.deepest:
+    raise InputError(f'--depth={_DEPTH.value}: this model goes to {config.model.deepest}')
   makers = {'packed': lambda config: _pretraining('packed', config), 'prefix': prefix,
             'posttrain': posttrain, 'evaluate': evaluate,
             'recommend': lambda config: recommend('recommend', config, RECOMMEND_BATCH),
@@ -86,7 +88,7 @@ def main() -> None:
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
   device = jax.devices()[0]
   print(f'{device.device_kind}, {jax.device_count()} device(s), depth '
-        f'{min(_DEPTH.value, config.model.deepest) if config.depth.mean else 0}; '
+        f'{_DEPTH.value if config.depth.mean else 0}; '
         f'peak host memory of the whole process {peak:.2f} GiB')
   if _JSON.value:
     print(json.dumps({'variants': figures, 'device': device.device_kind, 'host_peak_gib': peak}))

@@ -122,8 +122,9 @@ def _difference(plan: Plan, name: str, scores, spread: significance.Spread) -> d
   if other == name:
     return {}
   mine, theirs = scores[name]['ndcg@10'], scores[other]['ndcg@10']
-  found = significance.difference(mine, theirs, same_runs=plan.source(name) == plan.source(other),
-                                  spread=spread, resamples=plan.resamples)
+  found = significance.difference(
+    mine, theirs, spread, same_runs=plan.source(name) == plan.source(other),
+    resamples=plan.resamples)
   relative = found.value / theirs.mean() if theirs.any() else None
   return {'against': other, 'difference': found.value, 'relative': relative, 'low': found.low,
           'high': found.high, 'p': found.p}

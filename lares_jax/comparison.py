@@ -1,6 +1,7 @@
 """What a comparison consists of, and its training: rows of a table, each of several seeds."""
 
 import dataclasses
+import itertools
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
@@ -111,9 +112,11 @@ def start(plan: Plan, workdir: pathlib.Path, to_train: bool = True) -> dict[str,
       data = dataclasses.replace(data, path=plan.data_path or data.path)
       out[name] = [opened(dataclasses.replace(row.config, seed=seed, data=data),
                           workdir.absolute() / name / f'seed_{seed}') for seed in plan.seeds_of(name)]
-  first = next(iter(out))
-  for name, (one, *_) in out.items():
-    if one.store.fingerprint != out[first][0].store.fingerprint:
+  opened_runs = [(name, e) for name, runs in out.items() for e in runs
+                 if to_train or (e.workdir / 'result.json').exists()]
+  for name, e in opened_runs:
+    first, other = opened_runs[0]
+    if e.store.fingerprint != other.store.fingerprint:
       raise InputError(f'config.runs.{name} reads another data set than {first}; '
                        'give all one with --config.data_path')
   return {name: out[plan.source(name)] for name in plan.runs}
@@ -121,9 +124,9 @@ def start(plan: Plan, workdir: pathlib.Path, to_train: bool = True) -> dict[str,
 
 def train(experiments: Mapping[str, Sequence[Experiment]]) -> None:
   """Trains what is not finished, the first seed of every row first."""
-  todo = {e.workdir: (n, e) for runs in experiments.values() for n, e in enumerate(runs)
-          if not finished(e)}
-  for n, (_, e) in enumerate(sorted(todo.values(), key=lambda nth: nth[0]), 1):
+  by_seed = itertools.zip_longest(*experiments.values())  # rows that look again share their runs
+  todo = dict.fromkeys(e for column in by_seed for e in column if e and not finished(e))
+  for n, e in enumerate(todo, 1):
     print(f'\nrun {n} of {len(todo)}: {e.workdir.parent.name}, seed {e.config.seed}', flush=True)
     run.train(e)
     jax.clear_caches()  # the next run compiles its own
@@ -144,13 +147,13 @@ def finished_part(plan: Plan, experiments: Mapping[str, Sequence[Experiment]]
     missing = [str(e.config.seed) for e in runs if e not in done[name]]
     if missing and not plan.runs[name].of:
       print(f'not finished: {name}, seed {", ".join(missing)}')
-  if not done[plan.reference]:
-    raise InputError(f'{plan.reference}: no run of it is finished, and the others stand against it; '
-                     'train it first, or name another with --config.reference')
   found = {name: runs for name, runs in done.items() if runs}
   while lost := [name for name in found
                  if plan.runs[name].of and plan.against(name) not in found]:
     found = {name: runs for name, runs in found.items() if name not in lost}
+  if plan.reference not in found:
+    raise InputError(f'{plan.reference}: no run of it is finished, and the others stand against it; '
+                     'train it first, or name another with --config.reference')
   for name in plan.runs:
     if name not in found and plan.runs[name].of:
       print(f'not finished: what {name} stands on, {plan.source(name)} or {plan.against(name)}')

@@ -69,7 +69,7 @@ class TrainConfig:
 class SelectConfig:
   """Prompts worth reinforcing: target within `top` in any of `passes` noisy passes at depth r.
 
-  Without `select` among the phases all prompts are.
+  Without `select` among the phases all prompts are, unless the run has selected before.
   """
 
   top: int = 100

@@ -61,6 +61,9 @@ def whole_numbers(flag: str, given: Sequence[str], low: int, high: int) -> tuple
 
 
 def _parsed(argv: list[str]) -> list[str]:
+  empty = [option for option in argv[1:] if re.fullmatch(r'--\w+=', option)]
+  if empty:
+    sys.exit(_say(f'{empty[0]} is empty; give it a value, or leave it out'))
   try:
     return flags.FLAGS(argv)
   # A config file is read while flags are parsed, so its own faults come up here: no such file,
@@ -68,7 +71,8 @@ def _parsed(argv: list[str]) -> list[str]:
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
     # ml_collections quotes what others said, line ends and all.
     said = str(error).replace('\\n', '\n').replace("\\'", "'")
-    said = re.sub(r'flag --(\w+)=None: .*', r'--\1 is missing; --help says what it is', said)
+    if missing := re.findall(r'flag (--\w+)=None:', said):
+      said = f'{", ".join(missing)} missing; --help says more'
     if isinstance(error, AttributeError):
       said = f'the config has no key {said}'
     sys.exit(_say(said))

@@ -63,7 +63,7 @@ class Experiment:
       InputError: the workdir holds a run of another config or data set, or the data set lacks
         what the model reads.
     """
-    if not workdir or '://' in workdir:
+    if '://' in workdir:
       raise InputError(f'--workdir={workdir}: use a directory; a bucket has to be mounted as one')
     experiment = cls(config, pathlib.Path(workdir).absolute())
     store = experiment.store

@@ -30,7 +30,7 @@ from absl import flags
 from flax import traverse_util
 
 from lares_jax import metrics
-from lares_jax.aside import aside, check_free
+from lares_jax.aside import new_directory
 from lares_jax.catalogue import Catalogue
 from lares_jax.data.rows import Rows
 from lares_jax.errors import InputError, front_door
@@ -69,13 +69,10 @@ def export(workdir: str, output: str, platforms: Sequence[str] = USUAL, k: int =
   """
   if not platforms or not set(platforms) <= {*PLATFORMS}:
     raise InputError(f'--platforms={",".join(platforms)}: use some of {",".join(PLATFORMS)}')
-  directory = pathlib.Path(output).absolute()
-  check_free(directory)
-  recommender = Recommender.load(workdir)
-  if not 1 <= k <= len(recommender.item_ids):
-    raise InputError(f'--k={k}: from 1 to the {len(recommender.item_ids)} items there are')
-  with aside(directory) as fresh:
-    fresh.mkdir()
+  with new_directory(output) as fresh:
+    recommender = Recommender.load(workdir)
+    if not 1 <= k <= len(recommender.item_ids):
+      raise InputError(f'--k={k}: from 1 to the {len(recommender.item_ids)} items there are')
     _write(fresh, recommender, platforms, k, table)
 
 

@@ -21,18 +21,18 @@ _PROGRAM = jax.jit(export.deserialize(bytearray((_HERE / 'program.bin').read_byt
 
 def recommend(histories, depth=ABOUT['depth'], exclude_history=True):
   """(raw id, score) pairs, best first, for each of up to `max_batch` histories."""
-  assert 0 <= depth <= ABOUT['max_depth'], f'depth {depth}: from 0 to {ABOUT["max_depth"]}'
+  if not 0 <= depth <= ABOUT['max_depth']:
+    raise ValueError(f'depth {depth}: from 0 to {ABOUT["max_depth"]}')
   known = [[_NUMBER[item] for item in history if item in _NUMBER] for history in histories]
   history_bxl = np.full((len(known), ABOUT['max_history']), -1, np.int32)  # -1 fills, on the right
   wide = 1 << max([3, *(len(items).bit_length() for items in known)])  # few shapes, few compilations
   hidden_bxh = np.full((len(known), wide), -1, np.int32)
   for b, items in enumerate(known):
     history_bxl[b, : len(items)] = items[-ABOUT['max_history'] :]
-    if exclude_history:
-      hidden_bxh[b, : len(items)] = items
-  scores, items, _ = _PROGRAM(_PARAMS, history_bxl, hidden_bxh, np.int32(depth))
-  pairs = lambda i, s: [(ITEM_IDS[item], score) for item, score in zip(i, s) if item >= 0]
-  return [*map(pairs, items.tolist(), scores.tolist())]
+    hidden_bxh[b, : len(items)] = items if exclude_history else -1
+  score_bxk, item_bxk, _ = _PROGRAM(_PARAMS, history_bxl, hidden_bxh, np.int32(depth))
+  rows = zip(item_bxk.tolist(), score_bxk.tolist())
+  return [[(ITEM_IDS[i], s) for i, s in zip(*row) if i >= 0] for row in rows]
 
 
 if __name__ == '__main__':

@@ -22,9 +22,8 @@ flags.mark_flag_as_required('config')
 
 
 def main() -> None:
-  config = config_lib.typed(_CONFIG.value)
   with processes.joined():
-    run.train(Experiment.start(config, _WORKDIR.value))
+    run.train(Experiment.start(config_lib.typed(_CONFIG.value), _WORKDIR.value))
 
 
 if __name__ == '__main__':

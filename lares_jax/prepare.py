@@ -27,7 +27,7 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from lares_jax.aside import aside, check_free
+from lares_jax.aside import new_directory
 from lares_jax.data import audit, formats, store
 from lares_jax.data.log import Log, compact, core, read, repeats
 from lares_jax.data.store import PARTS, Store
@@ -102,10 +102,8 @@ def prepare(
   """
   options = options or PrepareOptions()
   sources = formats.sources(inputs, options.format)
-  check_free(output)
   bar = tqdm(total=len(sources) + 3, desc='read', unit='stage', disable=None)
-  with bar, aside(output) as fresh:
-    fresh.mkdir()
+  with bar, new_directory(output) as fresh:
     directory = os.fspath(fresh)
     log, left_out = _read(sources, options, bar.update)
     bar.set_description('filter and split')
@@ -174,7 +172,7 @@ def _cached(path: str, options: PrepareOptions, cache_dir: str | os.PathLike[str
   os.makedirs(cache_dir, exist_ok=True)
   with open(f'{output}.lock', 'w') as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)  # of several processes, one prepares and the others wait
-    if store.is_prepared(output):
+    if os.path.isdir(output):
       return Store.open(output)
     made = prepare(path, output, options)
     # To stderr, for stdout may be data.

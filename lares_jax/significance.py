@@ -48,16 +48,15 @@ class Difference:
   p: float
 
 
-def difference(mine_SxM: np.ndarray, other_RxM: np.ndarray, *, same_runs: bool = False,
-               spread: Spread = UNKNOWN, seed: int = 0, resamples: int = 1999
-               ) -> Difference:
+def difference(mine_SxM: np.ndarray, other_RxM: np.ndarray, spread: Spread, *,
+               same_runs: bool = False, seed: int = 0, resamples: int = 1999) -> Difference:
   """Compares a metric of S runs with that of R other runs on the same M targets.
 
   Args:
     mine_SxM: the metric of each run (seed) for each target, such as NDCG@10.
     other_RxM: the same of the other side, targets in the same order.
+    spread: what the runs of a side vary by at least; see `pooled`.
     same_runs: run s of both sides shares its training (S = R), so that only their gap has an error.
-    spread: what the runs of a side vary by at least, where others can tell; a gap has its own.
     seed: of the resampling.
     resamples: how many.
   """

@@ -112,8 +112,7 @@ def test_it_beats_popularity_and_serves_the_vectors_of_evaluation(built_in, tmp_
     return
   hit_M = rank_1xM[0] < 10
   raw_V = np.array(built_in.item_ids.to_list(), object)
-  histories = [raw_V[built_in.items_N[built_in.offsets[u]:n]].tolist()
-               for u, n in zip(user_M, index_M)]
+  histories = built_in.raw_histories(user_M, index_M)
   recommender = Recommender(experiment, params, experiment.config.depth.mean)
   answers = recommender.recommend(histories, exclude_history=False)
   target_M = raw_V[built_in.items_N[index_M]]

@@ -271,6 +271,9 @@ def test_what_is_finished_makes_a_table_of_its_own(store, tmp_path, capsys):
   experiments = comparison.start(plan, tmp_path)
   with pytest.raises(InputError, match='plain: no run of it is finished'):
     comparison.finished_part(plan, experiments)
+  circle = dataclasses.replace(plan, reference='plain_to_lares')
+  with pytest.raises(InputError, match='plain_to_lares: no run of it is finished'):
+    comparison.finished_part(circle, experiments)
   for experiment in (experiments['plain'][1], experiments['other'][0]):
     _pretend(experiment)
   shutil.rmtree(tmp_path / 'lares')  # nothing was trained there
@@ -289,6 +292,21 @@ def test_what_is_finished_makes_a_table_of_its_own(store, tmp_path, capsys):
   by_run = {line['run']: line for line in compare.compare(some, found) if line['history'] == 'ranked'}
   assert [*by_run] == ['plain', 'other', 'plain_to_other', 'popularity']
   assert by_run['other']['against'] == 'plain' and by_run['plain_to_other']['against'] == 'other'
+
+
+def test_a_row_that_cannot_run_is_only_named(store, tmp_path, capsys):
+  plan = _plan(store)
+  c = plan.runs['plain'].config
+  timed = dataclasses.replace(c.model, backbone=dataclasses.replace(
+    c.model.backbone, name='hstu', times=True))
+  plan = dataclasses.replace(plan, runs={
+    'timed': Row(dataclasses.replace(c, model=timed)), 'plain': plan.runs['plain']})
+  with pytest.raises(InputError, match='its log has no times'):
+    comparison.start(plan, tmp_path / 'all')
+  _pretend(comparison.start(dataclasses.replace(plan, runs={'plain': plan.runs['plain']}), tmp_path)
+           ['plain'][0])
+  _, found = comparison.finished_part(plan, comparison.start(plan, tmp_path, to_train=False))
+  assert [*found] == ['plain'] and 'not finished: timed' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('change, said', (
@@ -349,16 +367,17 @@ def _small(config: Config, store) -> Config:
                              posttrain=smaller(config.posttrain))
 
 
-def test_every_row_of_every_plan_can_take_a_step_of_each_phase(tmp_path):
+def test_every_row_of_every_plan_can_take_a_step_of_each_phase(tmp_path, monkeypatch):
   store = make_store(tmp_path / 'store')
   store = dataclasses.replace(store, times_N=np.arange(len(store.items_N)))
   plans = (compare_beauty.get_config(), compare_beauty.get_config('depth'),
            compare_ml100k.get_config('text'), compare_rows.get_config(), depth_study.get_config())
   rows = [(row, _small(planned.config, store)) for plan in plans
           for row, planned in comparison.plan_of(plan).runs.items() if planned.config]
+  # With times, for rows that want them.
+  monkeypatch.setattr(Experiment, '_prepared', lambda experiment: store)
   for config, row in {config: row for row, config in rows}.items():  # many are alike now
     experiment = Experiment(config, tmp_path)
-    experiment.__dict__['store'] = store  # with times, for rows that want them
     phases = [experiment.pretraining()]
     if 'posttrain' in experiment.config.phase_list:
       phases.append(experiment.posttraining(experiment.abstract_params, None))

@@ -80,7 +80,7 @@ def test_pretraining_terms_and_gradients(name):
 
   def loss(params):
     return objective.loss(params, _paired(golden), draw, z[:3].reshape(18, 8, 16),
-                          [jax.random.key(0)] * 3)
+                          [jax.random.key(0)] * 2)
 
   (total, terms), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(tree(golden, 'param/'))
   for ours, theirs in (('cross_entropy', 'recommendation'), ('trajectory',) * 2,

@@ -283,7 +283,7 @@ def test_prepared_takes_a_directory_or_a_log(tmp_path, rows, capsys):
   fresh = prepared(path, options, tmp_path / 'cache')
   assert len({first.directory, other.directory, fresh.directory}) == 3
   Path(fresh.directory, 'items.npy').write_bytes(b'')
-  with pytest.raises(InputError, match='exists; delete it'):
+  with pytest.raises(InputError, match=r'items\.npy: 0 bytes where .* delete'):
     prepared(path, options, tmp_path / 'cache')
   with pytest.raises(InputError, match='so this is no prepared data set'):
     prepared(str(tmp_path), options, tmp_path / 'cache')
@@ -407,5 +407,5 @@ def test_options_that_a_prepared_directory_cannot_follow_are_refused(tmp_path):
     assert prepared(made, options, tmp_path).num_users == 8
   with pytest.raises(InputError, match='was prepared with k_core=0, not 5'):
     prepared(made, PrepareOptions(k_core=5), tmp_path)
-  with pytest.raises(InputError, match='made: exists; delete it'):
+  with pytest.raises(InputError, match='made: exists; choose another'):
     prepare(str(log), made)

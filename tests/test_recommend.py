@@ -340,7 +340,7 @@ def test_a_narrow_table_says_what_it_costs(run, tmp_path, monkeypatch):
     assert change == report['int8'][name] - report['float32'][name]
   example = imported(tmp_path / 'out')
   scores = [score for _, score in example.recommend([['i1']])[0]]
-  with pytest.raises(AssertionError, match='depth 65: from 0 to 64'):
+  with pytest.raises(ValueError, match='depth 65: from 0 to 64'):
     example.recommend([['i1']], depth=65)
   assert scores == [0.0] * 29, 'an item table of int8 is widened by the program'
 

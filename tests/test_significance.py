@@ -1,10 +1,15 @@
 """Significance of a difference: known cases, and scipy's own tests where they ask the same."""
 
+import functools
+
 import numpy as np
 import pytest
 from scipy import stats
 
 from lares_jax import significance
+
+# Nothing known of other runs.
+difference = functools.partial(significance.difference, spread=significance.UNKNOWN)
 
 
 def _worlds(shift=0.0, runs=3, users=800, noise=0.0, seed=0):
@@ -17,26 +22,26 @@ def _worlds(shift=0.0, runs=3, users=800, noise=0.0, seed=0):
 
 
 def test_no_difference_is_not_significant_and_a_clear_one_is():
-  none, clear = (significance.difference(*_worlds(shift), resamples=999) for shift in (0.0, 0.05))
+  none, clear = (difference(*_worlds(shift), resamples=999) for shift in (0.0, 0.05))
   assert none.p > 0.1 and none.low < 0 < none.high
   assert clear.p < 0.001
   assert 0 < clear.low < clear.value < clear.high
   mine, other = _worlds(0.05)
   assert clear.value == pytest.approx(mine.mean() - other.mean())
-  back = significance.difference(other, mine, resamples=999)
+  back = difference(other, mine, resamples=999)
   assert back.value == pytest.approx(-clear.value) and back.p == clear.p
 
 
 def test_the_very_same_runs_have_p_1():
   mine, _ = _worlds()
-  assert significance.difference(mine, mine, same_runs=True, resamples=99).p == 1.0
+  assert difference(mine, mine, same_runs=True, resamples=99).p == 1.0
   nothing = np.zeros((2, 5))
-  assert significance.difference(nothing, nothing, resamples=99).p == 1.0
+  assert difference(nothing, nothing, resamples=99).p == 1.0
 
 
 def test_one_run_agrees_with_scipys_paired_tests():
   mine, other = _worlds(0.008, runs=1, seed=3)
-  found = significance.difference(mine, other)
+  found = difference(mine, other)
   paired = stats.ttest_rel(mine[0], other[0])
   assert 0.005 < paired.pvalue < 0.4, 'the case must be one in doubt'
   assert found.p == pytest.approx(paired.pvalue, rel=0.1)
@@ -49,7 +54,7 @@ def test_chance_of_seeds_is_students(runs):
   """Where each run's gain is the same for all users, it is the one-sample t-test of these gains."""
   rng = np.random.default_rng(1)
   mine = np.repeat(0.6 + rng.standard_normal((runs, 1)), 20, axis=1)
-  found = significance.difference(mine, np.zeros_like(mine), same_runs=True, resamples=99)
+  found = difference(mine, np.zeros_like(mine), same_runs=True, resamples=99)
   exact = stats.ttest_1samp(mine[:, 0], 0)
   interval = exact.confidence_interval()
   assert found.p == pytest.approx(exact.pvalue, rel=1e-6)
@@ -60,8 +65,8 @@ def test_chance_of_seeds_is_students(runs):
 def test_a_difference_that_seeds_explain_is_not_claimed(runs):
   """Enough users make any two runs differ; the seeds say that it means nothing."""
   many = [_worlds(runs=runs, users=400, noise=0.05, seed=s) for s in range(100)]
-  found = [significance.difference(*pair, resamples=199).p for pair in many]
-  naive = [significance.difference(*(side.mean(0)[None] for side in pair), resamples=199).p
+  found = [difference(*pair, resamples=199).p for pair in many]
+  naive = [difference(*(side.mean(0)[None] for side in pair), resamples=199).p
            for pair in many]
   assert np.mean(np.less(naive, 0.05)) > 0.5, 'the case must be one where users alone mislead'
   assert np.mean(np.less(found, 0.05)) <= 0.11, 'more than 5% and three standard errors of it'
@@ -79,10 +84,11 @@ def test_runs_vary_by_no_less_than_those_of_all_rows():
   mine = np.full((1, 20), 1.0)
   p = lambda *sides: significance.difference(*sides, spread=spread, resamples=99).p
   exact = lambda runs: 2 * stats.t.sf(1 / np.sqrt(spread.variance * runs), 10)
+  assert difference(mine, close, resamples=99).p < 1e-3
   assert p(mine, close) == pytest.approx(exact(1 + 1 / 2), rel=1e-3) and p(mine, close) > 0.1
   assert p(mine.repeat(2, axis=0), close) == pytest.approx(exact(1 / 2 + 1 / 2), rel=1e-3)
   far = np.repeat([[-20.0], [22.0]], 20, axis=1)
-  assert p(far, close) > significance.difference(far, close, resamples=99).p > 0.9
+  assert p(far, close) > difference(far, close, resamples=99).p > 0.9
   assert p(mine, close[:1]) == pytest.approx(exact(2), rel=1e-6)
   assert significance.pooled([np.ones(1)]) == significance.UNKNOWN
 
@@ -91,19 +97,19 @@ def test_runs_that_share_their_training_are_drawn_together():
   rng = np.random.default_rng(0)
   start = np.repeat(rng.standard_normal((3, 1)), 200, axis=1) + 0.01 * rng.standard_normal((3, 200))
   after = start + 0.05
-  assert significance.difference(after, start, same_runs=True, resamples=499).p < 0.01
-  assert significance.difference(after, start, resamples=499).p > 0.1
+  assert difference(after, start, same_runs=True, resamples=499).p < 0.01
+  assert difference(after, start, resamples=499).p > 0.1
 
 
 def test_the_same_seed_gives_the_same_figures_and_other_users_are_refused():
   mine, other = _worlds(0.01)
-  once, again = (significance.difference(mine, other, resamples=199) for _ in range(2))
+  once, again = (difference(mine, other, resamples=199) for _ in range(2))
   assert once == again
-  assert once != significance.difference(mine, other, resamples=199, seed=1)
+  assert once != difference(mine, other, resamples=199, seed=1)
   with pytest.raises(ValueError, match='same targets'):
-    significance.difference(mine, other[:, 1:])
+    difference(mine, other[:, 1:])
   with pytest.raises(ValueError, match='runs'):
-    significance.difference(mine, other[:2], same_runs=True)
+    difference(mine, other[:2], same_runs=True)
 
 
 def test_holm_by_hand():

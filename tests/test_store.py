@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from lares_jax.aside import aside, check_free
+from lares_jax.aside import new_directory
 from lares_jax.data import store
 from lares_jax.data.store import Store
 from lares_jax.errors import InputError
@@ -78,37 +78,38 @@ FILES = ['items.npy', 'times.npy', 'offsets.npy', 'valid_start.npy', 'test_start
 
 
 @pytest.mark.parametrize('name', FILES)
-@pytest.mark.parametrize('damage', ['missing', 'cut', 'empty'])
+@pytest.mark.parametrize('damage', ['missing', 'cut', 'empty', 'zeros'])
 def test_a_damaged_file_is_named(tmp_path, name, damage):
   write(tmp_path / 'set')
   path = tmp_path / 'set' / name
+  content = path.read_bytes()
   if damage == 'missing':
     path.unlink()
   else:
-    path.write_bytes(path.read_bytes()[: -7 if damage == 'cut' else 0])
-  with pytest.raises(InputError, match=rf'{name}: .*prepare the data set again'):
-    Store.open(tmp_path / 'set')
+    path.write_bytes({'cut': content[:-7], 'empty': b'', 'zeros': bytes(len(content))}[damage])
+  with pytest.raises(InputError, match=rf'{name}: .*prepare'):
+    opened = Store.open(tmp_path / 'set')
+    _ = opened.items, opened.user_ids
 
 
 def test_nothing_appears_unless_the_block_succeeds(tmp_path):
   output = tmp_path / 'deep' / 'set'
-  with pytest.raises(RuntimeError), aside(output) as fresh:
-    fresh.mkdir()
+  with pytest.raises(RuntimeError), new_directory(output) as fresh:
     store.write(str(fresh), **SMALL)
     raise RuntimeError
   assert os.listdir(output.parent) == [], 'a failed run must leave nothing behind'
   output.mkdir()
-  with aside(output) as fresh:  # an empty directory is a free place
-    fresh.mkdir()
+  with new_directory(output) as fresh:  # an empty directory is a free place
     store.write(str(fresh), **SMALL)
   assert os.listdir(output.parent) == ['set']
   assert Store.open(output).num_users == 2
 
 
 def test_what_is_there_is_not_replaced(tmp_path):
-  (tmp_path / 'empty').mkdir()
   (tmp_path / 'thesis.txt').write_text('precious')
-  check_free(tmp_path / 'empty')
   for taken in (tmp_path, tmp_path / 'thesis.txt'):
-    with pytest.raises(InputError, match='exists; delete it'):
-      check_free(taken)
+    with pytest.raises(InputError, match='exists; choose another'), new_directory(taken):
+      pytest.fail('something would be lost')
+  with pytest.raises(InputError, match='exists; choose another'), new_directory(tmp_path / 'set'):
+    (tmp_path / 'set').write_text('come meanwhile')
+  assert sorted(os.listdir(tmp_path)) == ['set', 'thesis.txt']

@@ -120,6 +120,16 @@ def test_programs_do_not_grow_with_depth(run):
       f'{program}: HLO of {lines} lines at depths {DEPTHS}; steps must be a loop')
 
 
+def test_lines_are_fitted_through_the_costs(run):
+  for line in run.rows['fit']:
+    costs = {c['depth']: c['full_ms'] for c in run.rows['cost'] if c['program'] == line['program']}
+    slope, start = np.polyfit([*costs], [*costs.values()], 1)
+    assert (line['ms_a_step'], line['ms_at_0']) == pytest.approx((slope, start), rel=1e-6)
+    for depth, cost_ms in costs.items():
+      residual = cost_ms - start - slope * depth
+      assert line[f'residual_at_{depth}'] == pytest.approx(residual, abs=1e-6 * cost_ms)
+
+
 def test_the_rule_is_the_cheapest_that_keeps_quality_on_validation(run):
   lines = [line for line in run.rows['adaptive'] if line['criterion'] != 'fixed']
   assert {line['criterion'] for line in lines} == {*CRITERIA}
@@ -173,7 +183,7 @@ def test_the_training_side_study_is_a_plan():
 
 
 @pytest.mark.parametrize('arguments, said', (
-  ([], '--workdir is missing'), (['--workdir=no/such'], 'no config.json there'),
+  ([], '--workdir missing'), (['--workdir=no/such'], 'no config.json there'),
   (['--workdir=x', '--depths=2'], 'two or more'),
   (['--workdir=x', '--depths=1,65'], '--depths=1,65: whole numbers from 1 to 64')))
 def test_what_is_wrong_is_said_in_one_line(arguments, said):

@@ -48,14 +48,17 @@ class Store:
     """Maps the data set in `directory` into memory.
 
     Raises:
-      InputError: a file is missing, or not of the size that was written.
+      InputError: a file is missing, not of the size that was written, or not readable.
     """
     directory = os.fspath(directory)
     meta = _read_meta(directory)
 
     def array(name: str) -> Any:
       file = f'{name}.npy'
-      return np.load(os.path.join(directory, file), mmap_mode='r') if file in meta['files'] else None
+      try:
+        return np.load(os.path.join(directory, file), mmap_mode='r') if file in meta['files'] else None
+      except (OSError, ValueError, EOFError):
+        raise _mend(directory, file, 'not a readable array') from None
 
     names = ('items', 'times', 'offsets', 'valid_start', 'test_start')
     return cls(directory, *map(array, names), meta)  # type: ignore[call-arg]
@@ -86,7 +89,10 @@ class Store:
     return self._table('items')
 
   def _table(self, name: str) -> pl.DataFrame:
-    return pl.read_ipc(os.path.join(self.directory, f'{name}.arrow'))
+    try:
+      return pl.read_ipc(os.path.join(self.directory, f'{name}.arrow'))
+    except (OSError, pl.exceptions.PolarsError):
+      raise _mend(self.directory, f'{name}.arrow', 'not a readable table') from None
 
   @property
   def item_ids(self) -> pl.Series:
@@ -212,12 +218,14 @@ def _fingerprint(arrays: Mapping[str, np.ndarray], user_ids: pl.Series, item_ids
 
 def _mend(directory: str, name: str, fault: object) -> InputError:
   path = os.path.join(directory, name)
-  return InputError(f'{path}: {fault}; prepare the data set again (python -m lares_jax.prepare)')
+  return InputError(f'{path}: {fault}; delete {directory} and prepare the data set again '
+                    '(python -m lares_jax.prepare)')
 
 
 def _read_meta(directory: str) -> dict[str, Any]:
   if not os.path.isfile(os.path.join(directory, 'meta.json')):
-    raise _mend(directory, 'meta.json', 'no such file, so this is no prepared data set')
+    raise InputError(f'{directory}/meta.json: no such file, so this is no prepared data set; make one '
+                     'with python -m lares_jax.prepare')
   try:
     with open(os.path.join(directory, 'meta.json'), encoding='utf-8') as file:
       meta = json.load(file)

@@ -89,7 +89,7 @@ def drawn(plot: Plot) -> dict[str, bytes]:
     column = lambda key, lines=lines: [line[key] for line in lines]
     line, = axes.plot(column(x), column(y), style, label=label,
                       markersize=9 if style[-1] in '*D' else 4)
-    if lines and f'{y}_low' in lines[0]:
+    if len(lines) > 1 and f'{y}_low' in lines[0]:
       axes.fill_between(column(x), column(f'{y}_low'), column(f'{y}_high'), alpha=0.2,
                         color=line.get_color(), linewidth=0)
   axes.set(xlabel=plot.x_label, ylabel=plot.y_label, xscale=plot.x_scale, yscale=plot.y_scale)
