@@ -91,7 +91,8 @@ class PosttrainPhase:
   # As published: about 400 of the selected prompts a step.
   train: TrainConfig = TrainConfig(batch_rows=8, optimizer=OptimizerConfig(learning_rate=5e-4))
   dropout: float = 0.1  # of the core-block; and of embedding and pre-block below
-  outer_dropout: float = 0.1  # and of text; 0 runs the pre-block once a history, not once a rollout
+  # And of text; 0 runs the pre-block once a history, not once a rollout, and as in evaluation.
+  outer_dropout: float = 0.1
 
 
 @dataclasses.dataclass(frozen=True)

@@ -44,7 +44,7 @@ class CatalogueConfig:
 
 
 def unit(x_MxD: jax.Array) -> jax.Array:
-  """Rows scaled to length one; a zero row stays zero (and has a gradient of zero)."""
+  """Rows scaled to length one; a zero row stays zero."""
   square_Mx1 = jnp.sum(jnp.square(x_MxD), axis=-1, keepdims=True)
   return x_MxD * jax.lax.rsqrt(jnp.maximum(square_Mx1, 1e-24))
 
