@@ -32,7 +32,7 @@ BACKBONES: dict[str, dict] = {
 DROPOUT = {rate: {'model.embed_dropout': rate, 'model.pre_dropout': rate} for rate in (0.2, 0.35, 0.5)}
 # What validation chose of these for each rival, at seed 0 (variant tune; searches.md).
 TUNED = {'hstu': 0.5, 'hstu_times': 0.5, 'gru4rec': 0.5, 'fmlp': 0.2, 'bsarec': 0.5}
-ONE_SEED = 'sasrec_equal_parameters', 'sasrec_equal_compute', 'duorec_equal_compute', 'rearec_prl'
+ONE_SEED = 'sasrec_equal_parameters', 'sasrec_equal_compute', 'duorec_equal_compute'
 DUOREC = {**lares.ALIGNED, 'pretrain.loss.gamma_view': 'dropout'}
 # A user vector may not grow: |u| is 7, as it stays under the alignments; see searches.md.
 DIRECTION = {'catalogue.similarity': 'direction', 'catalogue.tau': 1 / 7}
