@@ -100,8 +100,10 @@ def start(plan: Plan, workdir: pathlib.Path, to_train: bool = True) -> dict[str,
   Where none is to be trained, one without a result leaves no directory and need not be able to run.
   """
 
+  wanted = lambda directory: to_train or (directory / 'result.json').exists()
+
   def opened(config: Config, directory: pathlib.Path) -> Experiment:
-    if to_train or (directory / 'result.json').exists():
+    if wanted(directory):
       return Experiment.start(config, str(directory))
     return Experiment(config, directory)
 
@@ -112,8 +114,7 @@ def start(plan: Plan, workdir: pathlib.Path, to_train: bool = True) -> dict[str,
       data = dataclasses.replace(data, path=plan.data_path or data.path)
       out[name] = [opened(dataclasses.replace(row.config, seed=seed, data=data),
                           workdir.absolute() / name / f'seed_{seed}') for seed in plan.seeds_of(name)]
-  opened_runs = [(name, e) for name, runs in out.items() for e in runs
-                 if to_train or (e.workdir / 'result.json').exists()]
+  opened_runs = [(name, e) for name, runs in out.items() for e in runs if wanted(e.workdir)]
   for name, e in opened_runs:
     first, other = opened_runs[0]
     if e.store.fingerprint != other.store.fingerprint:

@@ -144,9 +144,9 @@ class Experiment:
   @functools.cached_property
   def items(self) -> pl.DataFrame:
     """Raw `id` and `train_count` of each item, [V] rows: what a finished run keeps of its data set."""
-    file = self.workdir / _ITEMS
-    if not (self.trained_on and file.exists()):
+    if not self._has_items:
       return self.store.items
+    file = self.workdir / _ITEMS
     try:
       return pl.read_ipc(file)
     except (OSError, pl.exceptions.PolarsError):
@@ -155,8 +155,12 @@ class Experiment:
 
   @functools.cached_property
   def num_items(self) -> int:
-    """V."""
-    return len(self.items)
+    """V; training need not read the table of ids for it."""
+    return len(self.items) if self._has_items else self.store.num_items
+
+  @property
+  def _has_items(self) -> bool:
+    return bool(self.trained_on) and (self.workdir / _ITEMS).exists()
 
   def keep_items(self) -> None:
     """Copies `items` into the workdir, which then recommends without the data set."""

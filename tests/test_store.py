@@ -87,7 +87,7 @@ def test_a_damaged_file_is_named(tmp_path, name, damage):
     path.unlink()
   else:
     path.write_bytes({'cut': content[:-7], 'empty': b'', 'zeros': bytes(len(content))}[damage])
-  with pytest.raises(InputError, match=rf'{name}: .*prepare'):
+  with pytest.raises(InputError, match=rf'{name}: .*prepare the data set again'):
     opened = Store.open(tmp_path / 'set')
     _ = opened.items, opened.user_ids
 

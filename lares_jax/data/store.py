@@ -224,8 +224,8 @@ def _mend(directory: str, name: str, fault: object) -> InputError:
 
 def _read_meta(directory: str) -> dict[str, Any]:
   if not os.path.isfile(os.path.join(directory, 'meta.json')):
-    raise InputError(f'{directory}/meta.json: no such file, so this is no prepared data set; make one '
-                     'with python -m lares_jax.prepare')
+    raise InputError(f'{directory}/meta.json: no such file, so this is no prepared data set; '
+                     'prepare the data set again (python -m lares_jax.prepare)')
   try:
     with open(os.path.join(directory, 'meta.json'), encoding='utf-8') as file:
       meta = json.load(file)
