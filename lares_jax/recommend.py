@@ -17,7 +17,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from typing import BinaryIO, NamedTuple, TextIO
+from typing import BinaryIO, NamedTuple, NoReturn, TextIO
 
 import tqdm
 from absl import flags
@@ -95,7 +95,7 @@ def parse(line: bytes) -> Request | str:
   if len(line) > MAX_LINE:
     return f'longer than {MAX_LINE >> 20} MiB'
   try:
-    content = json.loads(line.decode('utf-8'))
+    content = json.loads(line.decode('utf-8'), parse_constant=_no_constant)
   except UnicodeDecodeError:
     return 'not UTF-8'
   except RecursionError:
@@ -119,6 +119,10 @@ def parse(line: bytes) -> Request | str:
 
 def _is_id(value: object) -> bool:
   return isinstance(value, str | int) and not isinstance(value, bool)
+
+
+def _no_constant(name: str) -> NoReturn:
+  raise ValueError(f'{name} is not JSON')
 
 
 def _lines(source: BinaryIO) -> Iterator[bytes]:

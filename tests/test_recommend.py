@@ -229,7 +229,7 @@ BAD = {
   b'': 'not JSON', b'{': 'not JSON', b'\xff\xfe': 'not UTF-8', b'3': 'neither a list',
   b'{"user": "u"}': 'neither a list', b'{"history": "i1"}': '"history" is not a list',
   b'{"history": [], "user": [1]}': '"user"', b'[1.5]': '"history"[0]', b'["i1", true]': '[1]',
-  b'[null]': '[0]', b'[NaN]': '[0]', b'[' * 100_000: 'too deeply', b'[1e999]': '[0]',
+  b'[null]': '[0]', b'[NaN]': 'NaN', b'[' * 100_000: 'too deeply', b'[1e999]': '[0]',
 }
 
 
