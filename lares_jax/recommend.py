@@ -10,6 +10,8 @@ Line n of the output answers line n of the input. Items that the model does not 
 and listed under "unknown"; where that leaves nothing, "source" is "popularity" and the scores are
 training counts. A bad line gets {"line": n, "error": ".."} and the rest goes on. Lines are taken
 --batch at a time, so memory does not grow with the input; --batch=1 answers each line at once.
+
+With --all_users nothing is read: every user of the run's data set is answered, by all that they have.
 """
 
 import itertools
@@ -19,9 +21,11 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO, NamedTuple, NoReturn, TextIO
 
+import numpy as np
 import tqdm
 from absl import flags
 
+from lares_jax.data.store import Store
 from lares_jax.errors import front_door
 from lares_jax.recommender import Recommender
 
@@ -30,7 +34,7 @@ _MAX_BATCH_BYTES = 16 << 20  # a batch of very long lines ends early
 
 
 class Request(NamedTuple):
-  """One line of input."""
+  """One history to answer."""
 
   user: str | int | None
   history: list[str]
@@ -41,7 +45,8 @@ def _define_flags() -> None:
   flags.DEFINE_integer('k', 10, 'Items for each user.', lower_bound=1)
   flags.DEFINE_string('depth', None, 'Reasoning steps, or adaptive; what validation chose if empty.')
   flags.DEFINE_bool('exclude_history', True, 'Leave items of the history out.')
-  flags.DEFINE_integer('batch', 4096, 'Lines at a time.', lower_bound=1)
+  flags.DEFINE_integer('batch', 4096, 'Lines, or users, at a time.', lower_bound=1)
+  flags.DEFINE_bool('all_users', False, "Answer for every user of the run's data set.")
 
 
 def main() -> None:
@@ -49,29 +54,33 @@ def main() -> None:
   given = flags.FLAGS
   recommender = Recommender.load(given.workdir)
   depth = recommender.checked_depth(given.depth or None)
+  requests, total = asked(sys.stdin.buffer, given.batch), None
+  if given.all_users:
+    store = recommender.experiment.store
+    requests, total = everyone(store, given.batch), store.num_users
   try:
-    done = run(recommender, sys.stdin.buffer, sys.stdout, batch=given.batch, k=given.k,
-               depth=depth, exclude_history=given.exclude_history)
+    done = run(recommender, requests, sys.stdout, total, k=given.k, depth=depth,
+               exclude_history=given.exclude_history)
     print(done, file=sys.stderr)
   except BrokenPipeError:  # the reader has had enough; nor may closing stdout complain
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def run(recommender: Recommender, source: BinaryIO, sink: TextIO, *, batch: int, **options) -> str:
-  """Answers every line of `source` in `sink`, in order; returns a sentence on what was done.
+def run(recommender: Recommender, batches: Iterable[list[Request | str]], sink: TextIO,
+        total: int | None = None, **options) -> str:
+  """Answers every request in `sink`, a line each, in order; returns a sentence on what was done.
 
   Args:
     recommender: the model.
-    source: JSON lines.
+    batches: of `asked` or `everyone`.
     sink: where the answers go; flushed after each batch.
-    batch: lines at a time.
+    total: how many requests there are, if that is known.
     **options: of `Recommender.recommend`.
   """
   lines, errors, popular = 0, 0, 0
-  bar = tqdm.tqdm(unit=' users', desc='recommend', leave=False, disable=None)
+  bar = tqdm.tqdm(total=total, unit=' users', desc='recommend', leave=False, disable=None)
   with bar:
-    for taken in _batches(_lines(source), batch):
-      requests = [parse(line) for line in taken]
+    for requests in batches:
       good = [r for r in requests if isinstance(r, Request)]
       answers = iter(recommender.recommend([r.history for r in good], **options))
       for request in requests:
@@ -85,9 +94,22 @@ def run(recommender: Recommender, source: BinaryIO, sink: TextIO, *, batch: int,
           out = {'line': lines, 'error': request}
         sink.write(json.dumps(out) + '\n')
       sink.flush()
-      bar.update(len(taken))
+      bar.update(len(requests))
   return (f'wrote {lines:,} lines to stdout: {lines - errors - popular:,} from the model, '
           f'{popular:,} from popularity, {errors:,} errors')
+
+
+def asked(source: BinaryIO, batch: int) -> Iterator[list[Request | str]]:
+  """What the JSON lines of a stream ask for, up to `batch` at a time; of a bad one, what is wrong."""
+  for lines in _batches(_lines(source), batch):
+    yield [parse(line) for line in lines]
+
+
+def everyone(store: Store, batch: int) -> Iterator[list[Request | str]]:
+  """Every user with all of their items, validation and test included, `batch` at a time."""
+  for users in np.split(np.arange(store.num_users), range(batch, store.num_users, batch)):
+    histories = store.raw_histories(users, store.offsets[users + 1])
+    yield [Request(user, history) for user, history in zip(store.user_ids[users], histories)]
 
 
 def parse(line: bytes) -> Request | str:

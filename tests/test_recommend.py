@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import importlib.util
 import io
+import itertools
 import json
 import os
 import shutil
@@ -76,7 +77,7 @@ def raw_histories(store: Store, split: str = 'test') -> tuple[list[list[str]], l
 
 def answers(recommender, text: bytes, batch: int = 7, **options) -> list[dict]:
   sink = io.StringIO()
-  recommend.run(recommender, io.BytesIO(text), sink, batch=batch, **{**OPTIONS, **options})
+  recommend.run(recommender, recommend.asked(io.BytesIO(text), batch), sink, **{**OPTIONS, **options})
   return [json.loads(line) for line in sink.getvalue().splitlines()]
 
 
@@ -293,8 +294,19 @@ def test_command(run):
   assert second['source'] == 'popularity' and third['line'] == 3
 
 
+def test_every_user_of_the_data_set_is_answered_by_all_that_they_have(run):
+  sink, store = io.StringIO(), run.store
+  recommend.run(run.recommender, recommend.everyone(store, batch=7), sink, store.num_users, **OPTIONS)
+  out = [json.loads(line) for line in sink.getvalue().splitlines()]
+  assert [line['user'] for line in out] == store.user_ids.to_list()
+  whole = [store.item_ids[store.items_N[a:b]].to_list() for a, b in itertools.pairwise(store.offsets)]
+  for line, history, answer in zip(out, whole, run.recommender.recommend(whole), strict=True):
+    assert line['items'] == answer.items and not {*line['items']} & {*history}
+
+
 def test_the_last_line_says_what_was_done(run):
-  done = recommend.run(run.recommender, io.BytesIO(b'["i1"]\n[]\n!\n'), io.StringIO(), batch=2)
+  requests = recommend.asked(io.BytesIO(b'["i1"]\n[]\n!\n'), 2)
+  done = recommend.run(run.recommender, requests, io.StringIO())
   assert done.endswith('3 lines to stdout: 1 from the model, 1 from popularity, 1 errors')
 
 

@@ -111,8 +111,8 @@ class Store:
 
   def raw_histories(self, user_M: np.ndarray, end_M: np.ndarray) -> list[list[str]]:
     """What each user had before the interaction at `end`, as raw item ids, oldest first."""
-    raw_V = self.item_ids.to_numpy()
-    return [raw_V[self.items_N[a:b]].tolist() for a, b in zip(self.offsets[user_M], end_M)]
+    spans = zip(self.offsets[user_M].tolist(), end_M.tolist())
+    return [self.item_ids[self.items_N[a:b]].to_list() for a, b in spans]
 
   def targets(self, split: str) -> tuple[np.ndarray, np.ndarray]:
     """The interactions of a split that can be predicted.
