@@ -185,7 +185,7 @@ def typed(config: Mapping[str, Any], kind: type = Config, path: str = 'config'):
     if key not in hints:
       near = difflib.get_close_matches(key, hints, 1)
       raise InputError(f'{path}.{key} does not exist; ' + (
-        f'did you mean {path}.{near[0]}?' if near else f'there are {", ".join(hints)}'))
+        f'did you mean {near[0]}?' if near else f'there are {", ".join(hints)}'))
   return kind(**{key: _value(values[key], hints[key], f'{path}.{key}') for key in values})
 
 

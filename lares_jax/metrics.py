@@ -3,7 +3,6 @@
 from typing import Literal, get_args
 
 import numpy as np
-from scipy import stats
 
 CUTOFFS = (5, 10, 20)
 Kind = Literal['recall', 'ndcg']
@@ -40,4 +39,10 @@ def summary(rank_M: np.ndarray) -> dict[str, float]:
 
 def popularity_ranks(count_V: np.ndarray, target_M: np.ndarray) -> np.ndarray:
   """Ranks of targets when items are ranked by how often they occur, ties counting half."""
-  return stats.rankdata(-count_V)[target_M] - 1
+  return ranks(count_V)[target_M]
+
+
+def ranks(score_XxV: np.ndarray) -> np.ndarray:
+  """Ranks from 0 of all items by their scores, the highest first, ties counting half."""
+  from scipy import stats  # not at the top: every command would load it, for half a second
+  return stats.rankdata(-score_XxV, axis=-1) - 1

@@ -18,7 +18,7 @@ def get_config():
   config.depth.distribution = 'constant'
   config.pretrain.loss.alpha = config.pretrain.loss.gamma = 0.0
   config.pretrain.train.epochs = 6
-  config.pretrain.train.eval_every_epochs = 1.0
+  config.pretrain.train.eval_every_epochs = 2.0
   config.pretrain.train.patience = 0
   config.posttrain.train.epochs = 6
   config.posttrain.train.patience = 0

@@ -27,7 +27,6 @@ import os
 
 import numpy as np
 import polars as pl
-from scipy import stats
 
 from lares_jax import metrics
 from lares_jax.aside import aside
@@ -167,7 +166,7 @@ def ranking_metrics(scores_UxV: np.ndarray, prob_UxV: np.ndarray) -> dict[str, f
   `prob_UxV` says how likely each item is the user's target; with those of `oracle` the result is
   free of the luck of the draw.
   """
-  gains = metrics.per_user(stats.rankdata(-scores_UxV, axis=1) - 1, (10,))
+  gains = metrics.per_user(metrics.ranks(scores_UxV), (10,))
   return {name: float((gain_UxV * prob_UxV).sum(1).mean()) for name, gain_UxV in gains.items()}
 
 

@@ -206,8 +206,8 @@ class Lares(nn.Module):
     z_BxLxD = z_BxLxD.astype(h_BxLxD.dtype)
     recurrence = self._recurrence(cap, train)
     with jax.named_scope('core'):
-      if self.is_initializing():
-        self.scan(z_BxLxD, jnp.arange(1), h_BxLxD, given)
+      if self.is_initializing():  # for the parameters alone
+        return Reasoning(self.scan(z_BxLxD, jnp.arange(1), h_BxLxD, given)[0], None, None, jnp.zeros(1))
       args = self.scan.variables['params'], z_BxLxD, h_BxLxD, given
       return recomputed(recurrence, *args) if self.config.remat else recurrence.run(*args)[0]
 
