@@ -87,7 +87,7 @@ class Experiment:
       raise InputError(f'{file} is missing beside a trained run, so nobody can say whether this is the '
                        'same one; choose another --workdir, or bring it back')
     if saved:
-      theirs = read_json(file)
+      theirs = read_json(file, 'config', 'data')
       # What is newer than that run counts as it is by default.
       before = config_lib.typed(theirs['config'], path=f'{file}: config')
       _check_same(mine, {**theirs, 'config': dataclasses.asdict(before)}, experiment.workdir)
@@ -108,7 +108,7 @@ class Experiment:
     file = directory / 'config.json'
     if not file.exists():
       raise InputError(f'{workdir}: no config.json there; --workdir must name a trained run')
-    content = read_json(file)
+    content = read_json(file, 'config', 'data')
     config = config_lib.typed(content['config'], path=f'{file}: config')
     mesh = MeshConfig(catalogue=math.gcd(config.mesh.catalogue, jax.device_count()))
     data = config.data
@@ -268,7 +268,7 @@ class Experiment:
     file = self.workdir / 'result.json'
     if not file.exists():
       raise InputError(f'{self.workdir}: no result.json; the run has not finished')
-    return read_json(file)
+    return read_json(file, 'phase', 'depth')
 
   def validate(self, params) -> dict[str, float]:
     """Validation metrics at the mean recurrence."""
@@ -284,7 +284,7 @@ class Experiment:
     pairs = train.pairs if c.aligns else 0
     batches = TrainBatches(
       self.store, c.data, train.batch_rows, pairs, c.seed,
-      partners=lares and c.pretrain.loss.alpha > 0, copies=lares and c.pretrain.loss.copies)
+      partners=lares and c.pretrain.loss.partners, copies=lares and c.pretrain.loss.copies)
     if batches.pairs < pairs:
       print(f'pretrain: {batches.pairs} pairs a step, one for each history in its rows')
     return self._phase('pretrain', objective, batches, train, validate_first=bool(c.pretrain.start))

@@ -14,7 +14,8 @@ from lares_jax import metrics, run
 from lares_jax.catalogue import Catalogue, CatalogueConfig
 from lares_jax.config import Config
 from lares_jax.data import synthetic, text
-from lares_jax.data.batches import TrainBatches
+from lares_jax.data.batches import Batch, TrainBatches
+from lares_jax.data.pairs import Pairs
 from lares_jax.data.rows import Segments, fill
 from lares_jax.errors import InputError
 from lares_jax.experiment import Experiment
@@ -22,7 +23,8 @@ from lares_jax.model.backbone import Context, Norm
 from lares_jax.model.lares import Lares, initial_state
 from lares_jax.model.rearec import ReaRec
 from lares_jax.model.transformer import TransformerLayer
-from lares_jax.objectives.rearec import divergence
+from lares_jax.objectives.pretrain import infonce
+from lares_jax.objectives.rearec import Rearec, RearecConfig, divergence
 from lares_jax.prepare import PrepareOptions, prepared
 from lares_jax.recommender import Recommender, encode
 from lares_jax.training import evaluation, sharding
@@ -45,8 +47,8 @@ BACKBONES = {
 CASES = {
   **{f'{name}_0': {**changes, **PLAIN} for name, changes in BACKBONES.items()},
   **{f'{name}_4': changes for name, changes in BACKBONES.items()},
-  'duorec': {**PLAIN, 'model.pre_dropout': 0.2, 'pretrain.loss.gamma_view': 'dropout',
-             'pretrain.loss.alpha': 0.05, 'pretrain.loss.gamma': 0.05},
+  'duorec': {**PLAIN, 'model.pre_dropout': 0.2, 'pretrain.loss.gamma_view': 'partner',
+             'pretrain.loss.gamma': 0.05},
   'erl': {'model.reasoner': 'erl', **REAREC},
   'prl': {'model.reasoner': 'prl', 'pretrain.rearec.contrast': 0.1, **REAREC},
   'untied': {'model.core_blocks': 2, 'model.initial': 'normal'},
@@ -80,7 +82,7 @@ def _config(store, changes: dict) -> Config:
   return config_lib.typed(config)
 
 
-TERMS = {'duorec': ('trajectory', 'dropout_alignment'), 'erl': ('divergence',),
+TERMS = {'duorec': ('partner_alignment',), 'erl': ('divergence',),
          'prl': ('early', 'contrast')}
 
 
@@ -157,6 +159,46 @@ def test_a_chain_of_thoughts_is_that_of_tokens_appended_to_the_history():
   np.testing.assert_allclose(ensemble.state_BxLxD[0], thought_TxLxD.mean(axis=0), rtol=1e-5, atol=1e-6)
   np.testing.assert_allclose(ensemble.states_TxBxAxD[0, 0, 0], thought_TxLxD[:2, 4].mean(axis=0),
                              rtol=1e-5, atol=1e-6)
+
+
+def test_a_noisy_thought_starts_from_the_clean_one_before_it():
+  config = dataclasses.replace(MODEL, reasoner='prl', pre_layers=2)
+  model, _ = _bound(config, ReaRec)
+  rows = _alone(5)
+  clean_TxBxLxD = model.thoughts(rows, False)
+  np.testing.assert_allclose(
+    model.thoughts(rows, False, clean_TxBxLxD[:-1]), clean_TxBxLxD, rtol=1e-5, atol=1e-5)
+  starts = []
+
+  class Recorded:
+    def __init__(self):
+      self.config = config
+
+    def apply(self, params, rows, train, start_TxBxLxD, **others):
+      starts.append(start_TxBxLxD)
+      return clean_TxBxLxD
+
+  loss = Rearec(Recorded(), Catalogue(CatalogueConfig(), 20), RearecConfig(noise=0.01))
+  one = np.zeros((1, 1), np.int32)
+  pairs = Pairs(one[0] + 4, None, None, one[0] + 7, one[0] == 0)
+  loss({'item': jnp.ones((20, 8))}, None, Batch(rows, one + 4, one + 7, one == 0, pairs), (),
+       jax.random.key(0))
+  first, second = starts
+  assert first is None
+  noise = np.asarray(second - clean_TxBxLxD[:-1])
+  assert 0.007 < noise.std() < 0.013 and np.abs(noise).max() < 0.05
+
+
+def test_the_rivals_of_duorec_s_term_are_of_both_views():
+  view_PxD, other_PxD = np.random.default_rng(0).normal(size=(2, 4, 8)).astype(np.float32)
+  real_P = np.array([True, True, False, True])
+  both = np.concatenate([view_PxD[real_P], other_PxD[real_P]]).astype(np.float64)
+  logits = both @ both.T / 0.7
+  np.fill_diagonal(logits, -np.inf)
+  partner = np.roll(np.arange(6), 3)
+  wanted = np.mean(np.log(np.exp(logits).sum(1)) - logits[np.arange(6), partner])
+  found = infonce(view_PxD, other_PxD, 0.7, real_P[:, None] & real_P, within=True)
+  np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
 
 def test_a_rival_thinks_without_a_core_block():
@@ -302,7 +344,7 @@ def test_times_reach_training_and_evaluation_and_some_are_hidden(built_in, tmp_p
   ({'model.core_blocks': 0}, 'core_blocks=0'),
   ({'model.reasoner': 'erl'}, r'set depth\.mean to this'),
   ({'model.reasoner': 'erl', **REAREC, 'catalogue.similarity': 'cos'}, 'needs catalogue.similarity'),
-  ({'pretrain.loss.gamma_view': 'rows'}, 'use one of step, dropout'),
+  ({'pretrain.loss.gamma_view': 'rows'}, 'use one of step, dropout, partner'),
   ({'pretrain.loss.alpha': 0.1, 'pretrain.train.pairs': 0}, r'train\.pairs=0'),
   ({'depth.mean': 0, 'phases': 'pretrain,posttrain'}, 'posttrain needs a model that reasons'),
   ({'posttrain.dropout': 0.97}, r'posttrain\.dropout=0.97'),

@@ -110,7 +110,8 @@ def test_pairs_are_of_histories_with_the_same_target_and_others_where_there_are_
 
 @pytest.mark.parametrize('loss, partners, copies', (
   ({}, True, False), ({'alpha': 0.0}, False, False), ({'views': 'separate'}, True, True),
-  ({'alpha': 0.0, 'gamma_view': 'dropout'}, False, True)))
+  ({'alpha': 0.0, 'gamma_view': 'dropout'}, False, True),
+  ({'alpha': 0.0, 'gamma_view': 'partner'}, True, True)))
 def test_a_batch_has_the_rows_that_its_loss_reads(store, loss, partners, copies):
   config = make_config(store.directory)
   loss = dataclasses.replace(config.pretrain.loss, **loss)

@@ -25,10 +25,10 @@ class ReaRec(Lares):
     shape = (self.config.thoughts, self.config.backbone.width)
     self.thought_TxD = self.param('thought', nn.initializers.normal(0.02), shape)
 
-  def thoughts(self, rows: Rows, train: bool, noise_TxBxLxD=None, cap: int | None = None) -> jax.Array:
-    """r_0..r_T of every token [T + 1, B, L, D]; the noise, if any, is added to what each reads.
+  def thoughts(self, rows: Rows, train: bool, start_TxBxLxD=None, cap: int | None = None) -> jax.Array:
+    """r_0..r_T of every token [T + 1, B, L, D]; with `cap`, at most so many thoughts.
 
-    With `cap`, at most so many thoughts.
+    Thought t starts from `start_TxBxLxD[t]`, if given, in place of the thought before it.
     """
     context, x_BxLxD = Context.of(rows), self.embedded(rows, train)
     read = []  # by each layer, of the history
@@ -38,9 +38,9 @@ class ReaRec(Lares):
     states = [x_BxLxD]
     before: list[tuple[jax.Array, ...]] = [()] * len(self.pre)  # read by each layer, of thoughts
     for t in range(self.config.thoughts if cap is None else min(cap, self.config.thoughts)):
+      if start_TxBxLxD is not None:
+        x_BxLxD = start_TxBxLxD[t]
       x_BxLxD = x_BxLxD + self.thought_TxD[t].astype(x_BxLxD.dtype)[None, None]
-      if noise_TxBxLxD is not None:
-        x_BxLxD += noise_TxBxLxD[t].astype(x_BxLxD.dtype)
       x_BxLxD = self.input_dropout(self.input_norm(x_BxLxD), train)
       for n, layer in enumerate(self.pre):
         own = context._replace(memory_BxLxD=read[n], earlier_thoughts=before[n])

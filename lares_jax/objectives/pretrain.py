@@ -26,7 +26,9 @@ class PretrainConfig:
 
   alpha: float = 0.1
   gamma: float = 0.5
-  gamma_view: Literal['step', 'dropout'] = 'step'  # what gamma aligns with; or another dropout
+  # What gamma aligns: the last state with a step's; with its own of another dropout; or, as DuoRec
+  # does in one term (then alpha is 0), that of another dropout with the partner's.
+  gamma_view: Literal['step', 'dropout', 'partner'] = 'step'
   # What a target competes with: all items, or all but those of the history that the model reads.
   history: Literal['ranked', 'removed'] = 'ranked'
   similarity: Literal['dot', 'cos'] = 'dot'  # of the alignment terms
@@ -37,13 +39,18 @@ class PretrainConfig:
   def aligns(self, mean_depth: int) -> bool:
     """Whether a batch needs pairs.
 
-    Depth 0 leaves both terms out, so that it is SASRec, unless gamma_view=dropout asks for DuoRec's.
+    Depth 0 leaves both terms out, so that it is SASRec, unless gamma_view asks for DuoRec's.
     """
-    return bool(mean_depth or self.gamma_view == 'dropout') and max(self.alpha, self.gamma) > 0
+    return bool(mean_depth or self.gamma_view != 'step') and max(self.alpha, self.gamma) > 0
 
   @property
   def of_dropout(self) -> bool:
-    return self.gamma > 0 and self.gamma_view == 'dropout'
+    return self.gamma > 0 and self.gamma_view != 'step'
+
+  @property
+  def partners(self) -> bool:
+    """Whether pairs need a partner."""
+    return self.alpha > 0 or (self.gamma > 0 and self.gamma_view == 'partner')
 
   @property
   def copies(self) -> bool:
@@ -58,18 +65,28 @@ class Draw(NamedTuple):
   pick: Array
 
 
-def infonce(view_PxD, other_PxD, tau: float, counted_PxP) -> jax.Array:
-  """Symmetric InfoNCE of two views, cross-view pairs only, in nats; row p's positive is row p.
+def infonce(view_PxD, other_PxD, tau: float, counted_PxP, within: bool = False) -> jax.Array:
+  """Symmetric InfoNCE of two views, in nats; row p's positive is row p of the other view.
 
-  `counted_PxP` says which pairs enter the softmax; a False diagonal marks a row that is filling and
-  counts for nothing. Mean over the real rows and both directions.
+  Its rivals are the other rows of the other view; `within` adds those of its own. `counted_PxP` says
+  which pairs enter the softmax; a False diagonal marks a row that is filling and counts for nothing.
+  Mean over the real rows and both directions.
   """
   real_P = jnp.diagonal(counted_PxP)
-  product_PxP = jnp.matmul(view_PxD, other_PxD.T, precision='highest')  # float32 on accelerators too
-  logits_PxP = jnp.where(counted_PxP, product_PxP / tau, -1e30)
+
+  def logits(a_PxD, b_PxD, counted_PxP):
+    product_PxP = jnp.matmul(a_PxD, b_PxD.T, precision='highest')  # float32 on accelerators too
+    return jnp.where(counted_PxP, product_PxP / tau, -1e30)
+
+  across_PxP = logits(view_PxD, other_PxD, counted_PxP)
+  sides = [across_PxP, across_PxP.T]
+  if within:
+    apart_PxP = counted_PxP & ~jnp.eye(len(real_P), dtype=bool)
+    sides = [jnp.concatenate([side, logits(own_PxD, own_PxD, apart_PxP)], axis=1)
+             for side, own_PxD in zip(sides, (view_PxD, other_PxD))]
   label_P = jnp.arange(real_P.shape[0])
   xent = optax.softmax_cross_entropy_with_integer_labels
-  both_P = xent(logits_PxP, label_P) + xent(logits_PxP.T, label_P)
+  both_P = xent(sides[0], label_P) + xent(sides[1], label_P)
   return jnp.where(real_P, both_P, 0.0).sum() / 2 / jnp.maximum(real_P.sum(), 1)
 
 
@@ -77,8 +94,9 @@ def infonce(view_PxD, other_PxD, tau: float, counted_PxP) -> jax.Array:
 class Pretrain:
   """The loss of phase one: `objective(params, None, batch, draw, key) -> (loss, metrics)`.
 
-  At depth 0 with `gamma_view='dropout'` it is DuoRec's (Qiu et al., WSDM 2022): the alignments are of
-  the histories with the same target, and of two dropouts of the same history.
+  At depth 0 with `gamma_view='partner'` it is DuoRec's (Qiu et al., WSDM 2022): one term aligns a
+  history, of another dropout, with one that has the same target. With `'dropout'` and alpha these are
+  two terms, of the state that the cross-entropy reads.
   """
 
   model: Lares
@@ -139,10 +157,13 @@ class Pretrain:
       metrics['trajectory'] = infonce(last_PxD, partner_PxD, c.tau, counted_PxP)
       loss += c.alpha * metrics['trajectory']
     if c.gamma > 0:
-      other_PxD = (view(out.state_BxLxD, other_P) if c.of_dropout else
-                   view(out.picked_BxLxD, own_P))
-      term = infonce(last_PxD, other_PxD, c.tau, counted_PxP)
-      term = term if c.of_dropout else jnp.where(steps > 1, term, 0.0)
+      if c.of_dropout:
+        other_PxD = view(out.state_BxLxD, other_P)
+        mine_PxD = view(out.state_BxLxD, pairs.partner_P) if c.gamma_view == 'partner' else last_PxD
+        term = infonce(mine_PxD, other_PxD, c.tau, counted_PxP, within=c.gamma_view == 'partner')
+      else:
+        term = infonce(last_PxD, view(out.picked_BxLxD, own_P), c.tau, counted_PxP)
+        term = jnp.where(steps > 1, term, 0.0)
       metrics[f'{c.gamma_view}_alignment'] = term
       loss += c.gamma * term
     return loss, metrics

@@ -40,8 +40,8 @@ class Rearec:
     del reference, draw
     c, keys = self.config, jax.random.split(key, 4)
 
-    def think(noise_TxBxLxD, key):
-      return self.model.apply({'params': params}, batch.rows, True, noise_TxBxLxD, method='thoughts',
+    def think(start_TxBxLxD, key):
+      return self.model.apply({'params': params}, batch.rows, True, start_TxBxLxD, method='thoughts',
                               rngs={'dropout': key})
 
     state_TxBxLxD = think(None, keys[0])
@@ -73,7 +73,8 @@ class Rearec:
     loss = last + c.early * early
     if batch.pairs is not None:  # of them, the anchors alone
       noise_TxBxLxD = c.noise * jax.random.normal(keys[2], state_TxBxLxD[1:].shape)
-      noisy_TxBxLxD = think(noise_TxBxLxD, keys[3])
+      # Each starts from the clean thought before it, so that noise and dropout do not add up.
+      noisy_TxBxLxD = think(state_TxBxLxD[:-1] + noise_TxBxLxD.astype(state_TxBxLxD.dtype), keys[3])
       at = lambda x_BxLxD: as_query(
         x_BxLxD.reshape(-1, width)[batch.pairs.anchor_P], self.catalogue.config.similarity)
       metrics['contrast'] = jnp.stack([
