@@ -34,8 +34,7 @@ DROPOUT = {rate: {'model.embed_dropout': rate, 'model.pre_dropout': rate} for ra
 TUNED = {'hstu': 0.5, 'hstu_times': 0.5, 'gru4rec': 0.5, 'fmlp': 0.2, 'bsarec': 0.5}
 ONE_SEED = 'sasrec_equal_parameters', 'sasrec_equal_compute', 'duorec_equal_compute'
 DUOREC = {**lares.ALIGNED, 'pretrain.loss.gamma_view': 'dropout'}
-# A user vector may not grow: |u| is 7, as it stays under the alignments; see searches.md.
-DIRECTION = {'catalogue.similarity': 'direction', 'catalogue.tau': 1 / 7}
+DIRECTION = lares.DIRECTION
 EQUAL_COMPUTE = {'model.pre_layers': 10}  # as many layers as depth 4 applies, untied
 REAREC = {'model.core_layers': 1, 'model.thoughts': 2, 'depth.mean': 2,  # 2 steps, as published
           'depth.distribution': 'constant', 'evaluate.depths': (1, 2),

@@ -2,13 +2,15 @@
 
 from lares_jax import config as config_lib
 
+# A user vector may not grow: |u| is 7, as it stays under the alignments; see searches.md.
+DIRECTION = {'catalogue.similarity': 'direction', 'catalogue.tau': 1 / 7}
 ALIGNED = {'pretrain.loss.alpha': 0.1, 'pretrain.loss.gamma': 0.1, 'pretrain.train.pairs': 512}
 
 
 def get_config(variant: str = ''):
   """Defaults of `lares_jax/config.py`, and what the searches of this project changed in them."""
-  if variant not in ('', 'quick', 'plain'):
-    raise ValueError(f'{variant}: use no variant, quick or plain')
+  if variant not in ('', 'quick', 'plain', 'direction'):
+    raise ValueError(f'{variant}: use no variant, quick, plain or direction')
   config = config_lib.defaults()
   config.phases = 'pretrain'
   config.model.embed_dropout = config.model.pre_dropout = 0.5
@@ -28,8 +30,10 @@ def get_config(variant: str = ''):
   config.posttrain.train.eval_every_epochs = 0.25
   config.posttrain.train.patience = 5
   config.posttrain.train.optimizer.learning_rate = 1e-5
-  if variant == 'plain':
+  if variant in ('plain', 'direction'):
     _plain(config)
+  if variant == 'direction':  # depth 0, scored by the direction of its user vectors
+    config.update_from_flattened_dict(DIRECTION)
   return config
 
 

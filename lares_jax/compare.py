@@ -105,7 +105,7 @@ def _popularity(experiment: Experiment, history: str) -> dict[str, Any]:
 
 def _ranks(experiment: Experiment, phase: str) -> tuple[str, Mapping[str, np.ndarray]]:
   """The phase shown (empty: the better one on validation), and what ranks.npz holds."""
-  return phase or experiment.result()['phase'], np.load(experiment.workdir / 'ranks.npz')
+  return phase or experiment.result()['phase'], files.read_arrays(experiment.workdir / 'ranks.npz')
 
 
 def _scores(runs: Sequence[Experiment], phase: str, history: str) -> dict[str, np.ndarray]:

@@ -32,8 +32,8 @@ PHASES = ('pretrain', 'select', 'posttrain')
 # Settings, by their last name, that 0 makes senseless.
 _ABOVE_ZERO = {
   'width', 'heads', 'inner', 'distances', 'positions', 'core_blocks', 'text_width', 'experts',
-  'batch_rows', 'log_every_steps', 'eval_every_epochs', 'top', 'passes', 'tau', 'heat', 'tile', 'block',
-  'catalogue', 'k'}
+  'batch_rows', 'epochs', 'log_every_steps', 'eval_every_epochs', 'top', 'passes', 'tau', 'heat',
+  'tile', 'block', 'catalogue', 'k'}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """What a person did wrong, said in one line."""
 
+import os
 import re
 import signal
 import sys
@@ -38,6 +39,11 @@ def front_door(main: Callable[[], Any]) -> None:
       return 128 + signal.SIGINT
     except (InputError, OSError) as error:  # the latter: a full disk, a place that cannot be written
       return _say(str(error))
+    except (RuntimeError, AssertionError):
+      if not _lacks_platform():
+        raise
+      return _say(f'JAX_PLATFORMS={os.environ["JAX_PLATFORMS"]}: no such device here, or jax was '
+                  'installed without it; unset it, or see PLATFORM in launch/setup.sh')
     except Interrupted as stop:
       print(f'{stop}: saved; the same command goes on from here', file=sys.stderr)
       return stop.code
@@ -67,20 +73,36 @@ def _parsed(argv: list[str]) -> list[str]:
   try:
     return flags.FLAGS(argv)
   # A config file is read while flags are parsed, so its own faults come up here: no such file,
-  # no such key, a value of another type.
-  except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+  # no such key, a value of another type, or whatever its code raises.
+  except Exception as error:
     # ml_collections quotes what others said, line ends and all.
     said = str(error).replace('\\n', '\n').replace("\\'", "'")
     if missing := re.findall(r'flag (--\w+)=None:', said):
       said = f'{", ".join(missing)} missing; --help says more'
-    if isinstance(error, AttributeError):
-      said = f'the config has no key {said}'
+    elif isinstance(error, AttributeError):
+      near = re.search(r'Did you mean "(.*)" instead of "(.*)"', said)
+      said = 'the config has no key ' + (
+        f'{near[2]}; did you mean {near[1]}?' if near else said.strip('"\''))
+    elif not isinstance(error, flags.Error):
+      said = f'--config: {type(error).__name__}: {said}'
     sys.exit(_say(said))
+
+
+def _lacks_platform() -> bool:
+  """Whether jax cannot have the devices that the environment asks for."""
+  import jax  # not above: not every command needs it
+  try:
+    jax.devices()
+  except (RuntimeError, AssertionError):
+    return 'JAX_PLATFORMS' in os.environ
+  return False
 
 
 def _say(said: str) -> int:
   lines = said.strip().splitlines()
-  if any('Traceback (most' in line for line in lines):
-    lines = lines[-1:]  # a config file that raised: its own words are enough
+  if any('Traceback (most' in line for line in lines):  # a config file raised: its words are enough
+    lines = [lines[-1].removeprefix('ValueError: ')]
+  elif said.startswith('Configuration is not available'):
+    lines = [lines[-1].split(': ')[-1].strip("'") + ': no such file; check --config']
   print('error: ' + ' '.join(' '.join(lines).split()), file=sys.stderr)
   return 1

@@ -15,6 +15,7 @@ from absl import flags
 from lares_jax import metrics, processes, report
 from lares_jax.errors import front_door, whole_numbers
 from lares_jax.experiment import Experiment
+from lares_jax.files import read_arrays
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'A trained run.', required=True)
 _SPLIT = flags.DEFINE_enum('split', 'test', ['valid', 'test'], 'Which targets.')
@@ -41,7 +42,7 @@ def evaluate(experiment: Experiment) -> None:
   result = experiment.result()
   phase = _PHASE.value or result['phase']
   params, _, step = experiment.best(phase)
-  ranks = np.load(experiment.workdir / 'ranks.npz')
+  ranks = read_arrays(experiment.workdir / 'ranks.npz')
   key = f'{phase}_depth'  # missing while the phase is still in training
   chosen = int(ranks[key]) if key in ranks else result['depth']
   rank_SxTxM = np.stack([

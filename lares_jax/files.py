@@ -5,6 +5,7 @@ import fcntl
 import io
 import json
 import pathlib
+import zipfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -55,8 +56,20 @@ def write_arrays(path: pathlib.Path, arrays: Mapping[str, Any]) -> None:
   write(path, buffer.getvalue())
 
 
-def read_json(path: pathlib.Path) -> dict[str, Any]:
+def read_json(path: pathlib.Path, *keys: str) -> dict[str, Any]:
+  """The object of a JSON file, which must have the keys."""
   try:
-    return json.loads(path.read_text(encoding='utf-8'))
-  except ValueError as error:
-    raise InputError(f'{path} is damaged: {error}') from None
+    content = json.loads(path.read_text(encoding='utf-8'))
+    _ = [content[key] for key in keys]
+  except (ValueError, KeyError, TypeError) as error:
+    raise InputError(f'{path} is damaged: {error!r}') from None
+  return content
+
+
+def read_arrays(path: pathlib.Path) -> dict[str, Any]:
+  """The arrays of an .npz file."""
+  try:
+    return dict(np.load(path))
+  except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    fault = f'is damaged: {error}' if path.exists() else 'is missing'
+    raise InputError(f'{path} {fault}; bring it back, or let main write it again') from None

@@ -79,7 +79,8 @@ class PrepareOptions:
       try:
         object.__setattr__(self, name, tuple(map(float, given)))
       except ValueError:
-        raise InputError(f'--{name}={",".join(given)}: not numbers') from None
+        raise InputError(f'--{name}={",".join(given)}: numbers, please; times as seconds since 1970'
+                         ) from None
     if self.cuts and not (len(self.cuts) == 2 and self.cuts[0] <= self.cuts[1]):  # nor not a number
       raise InputError(f'--cuts={self.cuts}: give two times, the earlier first')
     if not (len(self.fractions) == 2 and min(self.fractions) >= 0 and sum(self.fractions) < 1):

@@ -11,7 +11,8 @@ and listed under "unknown"; where that leaves nothing, "source" is "popularity" 
 training counts. A bad line gets {"line": n, "error": ".."} and the rest goes on. Lines are taken
 --batch at a time, so memory does not grow with the input; --batch=1 answers each line at once.
 
-With --all_users nothing is read: every user of the run's data set is answered, by all that they have.
+With --all_users nothing is read: every user of the run's data set, which must be where it was, is
+answered, by all that they have.
 """
 
 import itertools
@@ -117,7 +118,7 @@ def parse(line: bytes) -> Request | str:
   if len(line) > MAX_LINE:
     return f'longer than {MAX_LINE >> 20} MiB'
   try:
-    content = json.loads(line.decode('utf-8'), parse_constant=_no_constant)
+    content = json.loads(line.decode('utf-8-sig'), parse_constant=_no_constant)
   except UnicodeDecodeError:
     return 'not UTF-8'
   except RecursionError:

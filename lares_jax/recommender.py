@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import operator
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -90,8 +90,8 @@ class Recommender:
     Raises:
       InputError: k, depth or the type of a history is wrong.
     """
-    if k < 1:
-      raise InputError(f'k={k}: use 1 or more')
+    if not isinstance(k, int | np.integer) or k < 1:
+      raise InputError(f'k={k}: use a whole number, 1 or more')
     depth, k = self.checked_depth(depth), min(k, len(self.item_ids))
     out: list[Recommendation] = []
     # Items are numbered by falling popularity in training.
@@ -157,7 +157,7 @@ class Recommender:
     for low in range(0, len(histories), _CHUNK):
       known, unknown = [], []
       for n, history in enumerate(histories[low : low + _CHUNK], low):
-        if isinstance(history, str | bytes):
+        if isinstance(history, str | bytes) or not isinstance(history, Iterable):
           raise InputError(f'histories[{n}]={history!r}: a history is a list of item ids')
         raw = [str(item) for item in history]
         known.append(np.array([number[i] for i in raw if i in number], np.int32))

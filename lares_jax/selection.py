@@ -40,7 +40,7 @@ def load(experiment: Experiment) -> np.ndarray | None:
       raise InputError(f'{file} is missing, and with it which prompts phase two began with; bring it '
                        'back, or choose another --workdir')
     return None
-  found = np.load(file)
+  found = files.read_arrays(file)
   if [str(x) for x in found['settings']] != _settings(experiment):
     raise InputError(f'{file}: made with another select.top, select.passes or posttrain.start; add '
                      'select to phases')

@@ -16,7 +16,7 @@ def run(*arguments, text=''):
 
 
 @pytest.mark.parametrize('arguments, said', (
-  ([*MAIN, '--workdir=W', '--config.pretrain.train.epoch=3'], 'Did you mean "epochs"'),
+  ([*MAIN, '--workdir=W', '--config.pretrain.train.epoch=3'], 'no key epoch; did you mean epochs?'),
   ([*MAIN, '--workdir=W', '--config.seed=one'], 'config.seed'),
   ([*MAIN, '--workdir=W', '--config.data.path=no/such/log.txt'], 'no/such/log.txt'),
   ([*MAIN, '--workdir=W', '--config.model.combine=sum'], 'use one of add, concat, gated'),
@@ -25,6 +25,7 @@ def run(*arguments, text=''):
   (['lares_jax.export', '--workdir=x', '--output='], '--output= is empty'),
   (['lares_jax.main', '--config=configs/none.py', '--workdir=W'], 'configs/none.py'),
   (['lares_jax.main', '--config=configs/beauty.py:odd', '--workdir=W'], 'odd: use no variant'),
+  (['lares_jax.main', '--config=README.md', '--workdir=W'], '--config: SyntaxError'),
   ([*MAIN, '--workdir=gs://bucket/run'], 'a bucket has to be mounted'),
   ([*MAIN, '--workdir=/proc/none', '--config.data.path=', '--config.data.cache=/proc/none'],
    '/proc/none'),
@@ -36,6 +37,12 @@ def test_one_line_and_exit_code_1(tmp_path, arguments, said):
   assert said in out.stderr and 'Traceback' not in out.stderr, out.stderr[-800:]
   assert out.stderr.startswith('error: ') and out.stderr.count('\n') == 1, out.stderr[-800:]
   assert not list(tmp_path.iterdir()), 'nothing may be left behind'
+
+
+def test_a_platform_that_is_not_here_is_named(tmp_path, monkeypatch):
+  monkeypatch.setenv('JAX_PLATFORMS', 'none_such')
+  out = run(*MAIN, f'--workdir={tmp_path / "w"}', '--config.data.path=')
+  assert out.returncode == 1 and out.stderr.startswith('error: JAX_PLATFORMS=none_such: no such device')
 
 
 @pytest.mark.parametrize('content, said', (

@@ -313,7 +313,7 @@ def test_a_row_that_cannot_run_is_only_named(store, tmp_path, capsys):
   ({'seeds': ()}, r'seeds=\(\)'),
   ({'resamples': 1}, 'resamples=1: use 100 or more'),
   ({'seeds': (1, 1)}, 'different whole numbers'),
-  ({'seed': (1,)}, r'config\.seed does not exist.*config\.seeds'),
+  ({'seed': (1,)}, r'config\.seed does not exist; did you mean seeds'),
   ({'runs.again': {'of': 'sasrec', 'seeds': 0}}, r'again\.seeds=0 is not a list'),
   ({'runs.again': {'of': 'laers'}}, r"again\.of='laers'"),
   ({'runs.lares_phase_two.phase': 'select'}, 'use pretrain or posttrain'),

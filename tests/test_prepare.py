@@ -343,7 +343,7 @@ def test_facts_of_ml_100k(tmp_path):
   ('wrong', 'said'),
   [({'format': 'xlsx'}, 'choose one of auto, s3rec'), ({'split': 'random'}, 'leave_one_out'),
    ({'cuts': (5,)}, 'two times'), ({'cuts': (5, 4)}, 'two times'),
-   ({'cuts': ('5', 'six')}, '--cuts=5,six: not numbers'), ({'max_history': -1}, 'use 0 or more'),
+   ({'cuts': ('5', 'six')}, '--cuts=5,six: numbers, please'), ({'max_history': -1}, 'use 0 or more'),
    ({'fractions': (0.5, 0.5)}, 'two shares'), ({'min_length': 2}, 'needs 3'),
    ({'fractions': ('nan', 0.1)}, 'two shares'), ({'cuts': ('nan', 1)}, 'two times'),
    ({'rating': 'stars'}, 'ratings are read for --min_rating alone')])

@@ -198,6 +198,8 @@ def test_vectors_give_the_scores(run):
 
 @pytest.mark.parametrize('call, message', (
   (lambda r: r.recommend([['i1']], k=0), 'k=0'),
+  (lambda r: r.recommend([['i1']], k=2.5), 'k=2.5'),
+  (lambda r: r.recommend([5]), r'histories\[0\]=5'),
   (lambda r: r.recommend([['i1']], depth=65), 'depth=65: this model goes from 0 to 64'),
   (lambda r: r.recommend([['i1']], depth=-1), 'depth=-1'),
   (lambda r: r.recommend(['i1']), r'histories\[0\]'),

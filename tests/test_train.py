@@ -270,6 +270,23 @@ def test_a_damaged_checkpoint_and_one_that_cannot_be_written_are_named(
   checkpoints.close()
 
 
+@pytest.mark.parametrize('name, content, read', (
+  ('config.json', '[]', lambda e: Experiment.load(str(e.workdir))),
+  ('config.json', '{"config": {}}', lambda e: Experiment.load(str(e.workdir))),
+  ('result.json', '{}', lambda e: e.result()),
+  ('ranks.npz', 'junk', lambda e: files.read_arrays(e.workdir / 'ranks.npz')),
+  ('ranks.npz', '', lambda e: files.read_arrays(e.workdir / 'ranks.npz')),
+  ('checkpoints/pretrain/best/{}/metrics/metrics', '', lambda e: e.best('pretrain'))))
+def test_a_damaged_file_of_a_run_is_named(finished, tmp_path, name, content, read):
+  shutil.copytree(finished.workdir, tmp_path / 'run')
+  experiment = Experiment.load(str(tmp_path / 'run'))
+  name = name.format(experiment.best('pretrain')[2])
+  assert (experiment.workdir / name).exists()
+  (experiment.workdir / name).write_text(content)
+  with pytest.raises(InputError, match=f'(?s){name.split("/")[0]}.* is damaged'):
+    read(experiment)
+
+
 def test_a_run_that_is_under_way_is_left_alone(finished):
   with files.held(finished.workdir), pytest.raises(InputError, match='another process trains here'):
     run.train(finished)
@@ -319,7 +336,7 @@ def test_a_misspelt_key_names_the_nearest():
   values = config_lib.defaults()
   values.unlock()
   values.pretrain.train.epoch = 3
-  with pytest.raises(InputError, match=r'config.pretrain.train.epoch does not exist.*train.epochs'):
+  with pytest.raises(InputError, match=r'train\.epoch does not exist; did you mean epochs'):
     config_lib.typed(values)
   values = config_lib.defaults()
   with values.ignore_type():

@@ -78,7 +78,8 @@ def read(
   rows = pl.concat(files, how='diagonal_relaxed')
   del files
   if rows.is_empty():
-    raise InputError(f'{sources[0].path}: no interactions (left out: {dict(left_out)})')
+    raise InputError(f'{sources[0].path}: no interactions (left out: {left_out.total():,} rows); is it '
+                     'the right file?')
   rows, time_scale = _whole_times(rows)
   if histories:
     rows = number(_unroll(rows, strict=not skip_bad_rows))

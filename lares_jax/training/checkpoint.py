@@ -30,8 +30,11 @@ class Checkpoints:
       print(f'warning: {left} was left half written by a killed run; ignored', file=sys.stderr)
     options = ocp.CheckpointManagerOptions(
       max_to_keep=1, cleanup_tmp_directories=not read_only, create=not read_only)
-    self._latest = ocp.CheckpointManager(self.directory / 'latest', options=options)
-    self._best = ocp.CheckpointManager(self.directory / 'best', options=options)
+    try:
+      self._latest, self._best = (
+        ocp.CheckpointManager(self.directory / name, options=options) for name in ('latest', 'best'))
+    except ValueError as error:  # it reads what was saved of the metrics
+      raise self._damaged(self.directory, error) from error
 
   @property
   def latest_step(self) -> int | None:
@@ -84,8 +87,12 @@ class Checkpoints:
     try:
       return series.restore(step, args=ocp.args.Composite(**items))
     except (OSError, ValueError, KeyError) as error:
-      raise InputError(f'{series.directory / str(step)} is damaged ({error}). If it cannot be brought '
-                       f'back, delete {self.directory}: the phase then begins anew') from error
+      raise self._damaged(series.directory / str(step), error) from error
+
+  def _damaged(self, place: object, error: Exception) -> InputError:
+    said = ' '.join(str(error).split())[:300]  # of what may be pages
+    return InputError(f'{place} is damaged ({said}). If it cannot be brought back, delete '
+                      f'{self.directory}: the phase then begins anew')
 
   def wait(self) -> None:
     """Until everything is on disk.

@@ -61,8 +61,9 @@ def describe(tree, mesh: Mesh) -> str:
     found = _rule(path)
     arrays[found] += 1
     held[found] += int(np.prod(NamedSharding(mesh, found[1]).shard_shape(x.shape))) * x.dtype.itemsize
-  lines = [f'mesh: data {mesh.shape["data"]} x catalogue {mesh.shape["catalogue"]}; '
-           f'parameters and optimizer, {sum(held.values()):,} bytes a device:']
+  lines = [f'mesh: data {mesh.shape["data"]} x catalogue {mesh.shape["catalogue"]} of '
+           f'{mesh.devices.flat[0].device_kind}; parameters and optimizer, {sum(held.values()):,} '
+           'bytes a device:']
   for rule, spec in RULES:
     where = ' x '.join(axis or 'whole' for axis in spec) or 'a copy on every device'
     lines.append(f'  {rule or "everything else":<18} {where}: {arrays[rule, spec]} arrays, '
