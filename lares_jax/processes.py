@@ -18,6 +18,7 @@ from orbax.checkpoint import multihost  # defines the flag that _join sets, too
 from lares_jax.errors import InputError
 
 VARIABLE = 'LARES_PROCESSES'
+_JOINING = 1800  # seconds for all to come, some of which may have an image to fetch
 _HEARTBEAT = 60  # seconds without a sign of life after which a process counts as lost
 _PREPARING = 24 * 3600  # seconds that a process may let the others wait, as when it prepares a log
 _EVERY = 10  # steps between asking whether a signal has come
@@ -28,7 +29,8 @@ _waits = itertools.count()  # every barrier has a name of its own
 def joined() -> Iterator[None]:
   """Joins the other processes of the launcher for the length of the block, if the environment asks.
 
-  LARES_PROCESSES=auto takes number and address from the launcher: Cloud TPU, GKE, SLURM, Open MPI.
+  LARES_PROCESSES=auto takes number and address from the launcher: Cloud TPU, GKE with TPUs, SLURM,
+  Open MPI.
   LARES_PROCESSES=0/2@host:1234 gives them by hand: process 0 of 2; process 0 listens at host:1234.
   Only process 0 writes to stdout. A process that loses another ends within a minute or two, with one
   line and exit code 1, or by JAX's own hand.
@@ -73,7 +75,8 @@ def _join(wanted: str) -> None:
       where = {'coordinator_address': by_hand[3], 'num_processes': int(by_hand[2]),
                'process_id': int(by_hand[1])}
     jax.distributed.initialize(
-      **where, heartbeat_timeout_seconds=_HEARTBEAT, shutdown_timeout_seconds=_HEARTBEAT)
+      **where, initialization_timeout=_JOINING, heartbeat_timeout_seconds=_HEARTBEAT,
+      shutdown_timeout_seconds=_HEARTBEAT)
   except ValueError as error:
     raise InputError(f'{VARIABLE}={wanted}: {error} Is this started by the launcher?') from None
   if not first():

@@ -14,13 +14,16 @@ stamp=.venv/installed
 if [[ -f $stamp ]] && cat "${wanted[@]}" | cmp -s - "$stamp"; then
   exit 0
 fi
-python=${PYTHON:-python3}
-if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
-  echo "error: Python 3.11 or newer is needed; run once: PYTHON=/path/to/python3.11 bash launch/setup.sh" >&2
-  exit 1
-fi
 echo "setting up .venv (about a minute the first time)"
 # A set-up that was interrupted may have left an environment without pip.
-.venv/bin/python -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear .venv
+if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
+  python=${PYTHON:-python3}
+  if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+    echo "error: Python 3.11 or newer is needed; run once:" \
+      "PLATFORM=${PLATFORM:-cpu} PYTHON=/path/to/python3.11 bash launch/setup.sh" >&2
+    exit 1
+  fi
+  "$python" -m venv --clear .venv
+fi
 .venv/bin/python -m pip install --quiet --disable-pip-version-check "${wanted[@]/#/--requirement=}"
 cat "${wanted[@]}" >"$stamp"

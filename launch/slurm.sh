@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # SLURM with GPUs: one task a GPU, joined by JAX from SLURM's own variables. Fill in the five lines
-# below (or give them to sbatch); arguments go to lares_jax.main. The directory must be shared.
+# below (or give them to sbatch); arguments go to lares_jax.main. The directory must be shared. Where
+# compute nodes reach no package index, first on the login node: PLATFORM=gpu bash launch/setup.sh
 #
 #   sbatch launch/slurm.sh --config=configs/beauty.py --workdir=runs/beauty
 #
@@ -11,7 +12,7 @@
 #SBATCH --time=24:00:00
 #SBATCH --cpus-per-task=8
 #SBATCH --requeue
-#SBATCH --signal=TERM@120
+#SBATCH --signal=TERM@600
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:-$(dirname "${BASH_SOURCE[0]}")/..}"
 

@@ -8,7 +8,8 @@
 #     bash launch/tpu_vm.sh --config=configs/beauty.py --workdir=/mnt/shared/beauty
 #
 # Stopped, the same command goes on where the run was. A preempted VM's own disk is gone: only a
-# --workdir on a mounted disk outlives it. Ctrl-C here ends the connection, and the run at its next line.
+# --workdir on a mounted disk outlives it. Ctrl-C here, or a lost connection, ends worker 0 at its next
+# line and the others a minute later: for a long run start this inside tmux.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -30,4 +31,13 @@ printf -v arguments ' %q' "$@"
   set -e
   mkdir -p lares_jax && tar --extract --gzip --file=lares_jax.tar.gz --directory=lares_jax
   cd lares_jax
+  if [[ -z \${PYTHON:-} && ! -x .venv/bin/python ]]; then
+    found=\$(command -v python3.13 python3.12 python3.11 | head -n 1 || true)
+    if [[ -z \$found ]]; then # TPU VMs with Ubuntu 22.04 have 3.10
+      python3 -m pip install --quiet --user uv
+      python3 -m uv python install --quiet 3.12
+      found=\$(python3 -m uv python find 3.12)
+    fi
+    PLATFORM=tpu PYTHON=\$found bash launch/setup.sh
+  fi
   PLATFORM=tpu LARES_PROCESSES=${LARES_PROCESSES:-auto} bash launch/train.sh$arguments"

@@ -14,4 +14,11 @@ if [[ -z ${PYTHON:-} ]]; then
   bash launch/setup.sh
   PYTHON=.venv/bin/python
 fi
+if [[ ${PLATFORM:-} == gpu ]]; then
+  if [[ -z ${XLA_PYTHON_CLIENT_MEM_FRACTION:-} ]]; then # its older name: jax refuses both
+    export XLA_CLIENT_MEM_FRACTION=${XLA_CLIENT_MEM_FRACTION:-0.92}
+  fi
+  # Tuning Triton's products as well takes minutes before the first step (configs/results/README.md).
+  export XLA_FLAGS=${XLA_FLAGS:---xla_gpu_enable_triton_gemm=false}
+fi
 exec "$PYTHON" -m lares_jax.main "$@"

@@ -1,5 +1,6 @@
 """Meshes of eight simulated devices against one device; the checks themselves are in mesh_checks.py."""
 
+import dataclasses
 import os
 import pathlib
 import subprocess
@@ -55,7 +56,40 @@ def test_tables_of_items_are_split_and_nothing_else(path, split):
   assert ('catalogue' in spec) == split
 
 
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """Stands in for a chip of a torus."""
+
+  device_kind: str
+  coords: tuple[int, ...]
+  slice_index: int
+  id: int
+  platform: str = 'tpu'
+  core_on_chip: int = 0
+  process_index: int = 0
+
+
+def _chips(kind: str, shape, slices: int) -> list[Chip]:
+  places = [(n, coords) for n in range(slices) for coords in np.ndindex(*shape)]
+  return [Chip(kind, coords, n, i) for i, (n, coords) in enumerate(places)]
+
+
+@pytest.mark.parametrize('kind, shape, slices, catalogue', (
+  ('TPU v6 lite', (4, 4, 1), 1, 2), ('TPU v6 lite', (4, 4, 1), 1, 8), ('TPU v5', (4, 4, 4), 1, 2),
+  ('TPU v5', (2, 2, 4), 1, 16), ('TPU v5 lite', (4, 4, 1), 2, 2), ('TPU v5 lite', (4, 4, 1), 2, 32)))
+def test_any_division_of_a_torus_is_a_mesh(kind, shape, slices, catalogue):
+  mesh = sharding.build(MeshConfig(catalogue=catalogue), _chips(kind, shape, slices))
+  chips = int(np.prod(shape)) * slices
+  assert dict(mesh.shape) == {'data': chips // catalogue, 'catalogue': catalogue}
+  assert len({chip.id for chip in mesh.devices.flat}) == chips
+  if slices > 1:  # no share of the table lies across slices unless it must
+    across = max(len({chip.slice_index for chip in row}) for row in mesh.devices)
+    assert across == (1 if catalogue < chips else slices)
+
+
 def test_a_mesh_that_does_not_fit_is_refused():
+  with pytest.raises(InputError, match='multiple of the 4 slices'):
+    sharding.build(MeshConfig(catalogue=2), _chips('TPU v5 lite', (1, 1, 1), 4))
   with pytest.raises(InputError, match=r'mesh\.catalogue=3 does not divide the 1 devices'):
     sharding.build(MeshConfig(catalogue=3), jax.devices()[:1])
   with pytest.raises(InputError, match=r'mesh\.data=0'):

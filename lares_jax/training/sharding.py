@@ -35,13 +35,16 @@ def build(config: MeshConfig, devices=None) -> Mesh:
   if data * config.catalogue != count:
     raise InputError(f'mesh {data} x {config.catalogue} does not use the {count} devices; '
                      'set mesh.data=0 to infer it')
-  names, kinds = ('data', 'catalogue'), (AxisType.Auto,) * 2
   slices = len({getattr(device, 'slice_index', 0) for device in devices})
-  if slices > 1 and data % slices == 0:  # the slow network between slices carries `data` alone
-    grid = mesh_utils.create_hybrid_device_mesh(
-      (data // slices, config.catalogue), (slices, 1), devices)
-    return Mesh(grid, names, axis_types=kinds)
-  return jax.make_mesh((data, config.catalogue), names, axis_types=kinds, devices=devices)
+  # The slow network between slices, or GPU machines, carries `data` alone where it can.
+  outer = (slices, 1) if data % slices == 0 else (1, slices)
+  if config.catalogue % outer[1]:
+    raise InputError(f'mesh {data} x {config.catalogue}: one of them must be a multiple of the '
+                     f'{slices} slices or machines')
+  inner, split = (data // outer[0], config.catalogue // outer[1]), {'allow_split_physical_axes': True}
+  grid = (mesh_utils.create_device_mesh(inner, devices, **split) if slices == 1 else
+          mesh_utils.create_hybrid_device_mesh(inner, outer, devices, **split))
+  return Mesh(grid, ('data', 'catalogue'), axis_types=(AxisType.Auto,) * 2)
 
 
 def of_tree(tree, mesh: Mesh):
