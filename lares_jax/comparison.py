@@ -169,6 +169,6 @@ def finished(experiment: Experiment) -> bool:
   c = experiment.config
   if not file.exists():
     return False
-  settings = files.read_json(file).get('settings', {})
+  settings = files.read_json(file, 'phase').get('settings', {})
   found = config_lib.typed(settings.get('evaluate', {}), EvaluationConfig, str(file))
   return settings.get('phases') == c.phases and found == c.evaluate

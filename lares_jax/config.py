@@ -179,6 +179,8 @@ def typed(config: Mapping[str, Any], kind: type = Config, path: str = 'config'):
   Raises:
     InputError: a key that does not exist, or a value of another type.
   """
+  if config is None or isinstance(config, str | list | int | float):
+    raise InputError(f'{path}={config!r} is not a group of settings')
   values = dict(config.items())
   hints = typing.get_type_hints(kind)
   for key in values:

@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -40,10 +41,10 @@ def front_door(main: Callable[[], Any]) -> None:
     except (InputError, OSError) as error:  # the latter: a full disk, a place that cannot be written
       return _say(str(error))
     except (RuntimeError, AssertionError):
-      if not _lacks_platform():
+      if not (fault := _no_devices()):
         raise
-      return _say(f'JAX_PLATFORMS={os.environ["JAX_PLATFORMS"]}: no such device here, or jax was '
-                  'installed without it; unset it, or see PLATFORM in launch/setup.sh')
+      return _say(f'jax has no devices here ({fault}); JAX_PLATFORMS is '
+                  f'{os.environ.get("JAX_PLATFORMS")!r}; see PLATFORM in launch/setup.sh')
     except Interrupted as stop:
       print(f'{stop}: saved; the same command goes on from here', file=sys.stderr)
       return stop.code
@@ -79,23 +80,26 @@ def _parsed(argv: list[str]) -> list[str]:
     said = str(error).replace('\\n', '\n').replace("\\'", "'")
     if missing := re.findall(r'flag (--\w+)=None:', said):
       said = f'{", ".join(missing)} missing; --help says more'
-    elif isinstance(error, AttributeError):
-      near = re.search(r'Did you mean "(.*)" instead of "(.*)"', said)
-      said = 'the config has no key ' + (
-        f'{near[2]}; did you mean {near[1]}?' if near else said.strip('"\''))
+    elif near := re.search(r'Did you mean "(.*)" instead of "(.*)"', said):
+      said = f'the config has no key {near[2]}; did you mean {near[1]}?'
+    elif isinstance(error, AttributeError) and ' ' not in said:
+      said = f'the config has no key {said}'
     elif not isinstance(error, flags.Error):
-      said = f'--config: {type(error).__name__}: {said}'
+      at = [frame for frame in traceback.extract_tb(error.__traceback__)  # the last one of a person
+            if not re.search('^<|site-packages', frame.filename)][-1]
+      where = '' if isinstance(error, SyntaxError) else f' ({at.filename}, line {at.lineno})'
+      said = f'--config: {type(error).__name__}: {said}{where}'
     sys.exit(_say(said))
 
 
-def _lacks_platform() -> bool:
-  """Whether jax cannot have the devices that the environment asks for."""
+def _no_devices() -> str:
+  """Why jax cannot have the devices that the environment asks for; empty if it can."""
   import jax  # not above: not every command needs it
   try:
     jax.devices()
-  except (RuntimeError, AssertionError):
-    return 'JAX_PLATFORMS' in os.environ
-  return False
+  except (RuntimeError, AssertionError) as error:
+    return str(error).strip().split('\n')[0] or 'jax was installed without them'
+  return ''
 
 
 def _say(said: str) -> int:

@@ -268,7 +268,7 @@ class Experiment:
     file = self.workdir / 'result.json'
     if not file.exists():
       raise InputError(f'{self.workdir}: no result.json; the run has not finished')
-    return read_json(file, 'phase', 'depth')
+    return read_json(file, 'phase')
 
   def validate(self, params) -> dict[str, float]:
     """Validation metrics at the mean recurrence."""

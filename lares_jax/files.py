@@ -5,7 +5,6 @@ import fcntl
 import io
 import json
 import pathlib
-import zipfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -62,7 +61,7 @@ def read_json(path: pathlib.Path, *keys: str) -> dict[str, Any]:
     content = json.loads(path.read_text(encoding='utf-8'))
     _ = [content[key] for key in keys]
   except (ValueError, KeyError, TypeError) as error:
-    raise InputError(f'{path} is damaged: {error!r}') from None
+    raise InputError(f'{path} is damaged: {type(error).__name__}: {error}') from None
   return content
 
 
@@ -70,6 +69,6 @@ def read_arrays(path: pathlib.Path) -> dict[str, Any]:
   """The arrays of an .npz file."""
   try:
     return dict(np.load(path))
-  except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+  except Exception as error:  # numpy, zip and zlib each have their own
     fault = f'is damaged: {error}' if path.exists() else 'is missing'
-    raise InputError(f'{path} {fault}; bring it back, or let main write it again') from None
+    raise InputError(f'{path} {fault}; bring it back') from None

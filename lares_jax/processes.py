@@ -70,8 +70,8 @@ def _join(wanted: str) -> None:
   flags.FLAGS['experimental_orbax_use_distributed_barrier'].value = True
   try:
     where: dict[str, Any] = {}
+    print(f'waits for the other processes, {_JOINING // 60} minutes at most', file=sys.stderr)
     if by_hand:
-      print(f'process {by_hand[1]}: waits for {by_hand[2]} in all at {by_hand[3]}', file=sys.stderr)
       where = {'coordinator_address': by_hand[3], 'num_processes': int(by_hand[2]),
                'process_id': int(by_hand[1])}
     jax.distributed.initialize(

@@ -118,6 +118,7 @@ def parse(line: bytes) -> Request | str:
   if len(line) > MAX_LINE:
     return f'longer than {MAX_LINE >> 20} MiB'
   try:
+    # Some editors begin a file with a mark of its encoding: -sig takes it off.
     content = json.loads(line.decode('utf-8-sig'), parse_constant=_no_constant)
   except UnicodeDecodeError:
     return 'not UTF-8'

@@ -31,9 +31,11 @@ printf -v arguments ' %q' "$@"
   set -e
   mkdir -p lares_jax && tar --extract --gzip --file=lares_jax.tar.gz --directory=lares_jax
   cd lares_jax
-  if [[ -z \${PYTHON:-} && ! -x .venv/bin/python ]]; then
-    found=\$(command -v python3.13 python3.12 python3.11 | head -n 1 || true)
-    if [[ -z \$found ]]; then # TPU VMs with Ubuntu 22.04 have 3.10
+  if [[ -z \${PYTHON:-} && ! -f .venv/installed ]]; then
+    for name in python3.13 python3.12 python3.11; do
+      if \$name -c 'import ensurepip' 2>/dev/null; then found=\$name; fi
+    done
+    if [[ -z \${found:-} ]]; then # TPU VMs with Ubuntu 22.04 have 3.10
       python3 -m pip install --quiet --user uv
       python3 -m uv python install --quiet 3.12
       found=\$(python3 -m uv python find 3.12)

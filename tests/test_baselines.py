@@ -346,6 +346,7 @@ def test_times_reach_training_and_evaluation_and_some_are_hidden(built_in, tmp_p
   ({'model.reasoner': 'erl', **REAREC, 'catalogue.similarity': 'cos'}, 'needs catalogue.similarity'),
   ({'pretrain.loss.gamma_view': 'rows'}, 'use one of step, dropout, partner'),
   ({'pretrain.loss.alpha': 0.1, 'pretrain.train.pairs': 0}, r'train\.pairs=0'),
+  ({'pretrain.loss.alpha': 0.1, 'pretrain.loss.gamma_view': 'partner'}, r'set pretrain\.loss\.alpha=0'),
   ({'depth.mean': 0, 'phases': 'pretrain,posttrain'}, 'posttrain needs a model that reasons'),
   ({'posttrain.dropout': 0.97}, r'posttrain\.dropout=0.97'),
   ({'evaluate.depths': (4, 65)}, 'goes from 0 to 64'),

@@ -42,7 +42,7 @@ def test_one_line_and_exit_code_1(tmp_path, arguments, said):
 def test_a_platform_that_is_not_here_is_named(tmp_path, monkeypatch):
   monkeypatch.setenv('JAX_PLATFORMS', 'none_such')
   out = run(*MAIN, f'--workdir={tmp_path / "w"}', '--config.data.path=')
-  assert out.returncode == 1 and out.stderr.startswith('error: JAX_PLATFORMS=none_such: no such device')
+  assert out.returncode == 1 and out.stderr.startswith('error: jax has no devices here (Unable')
 
 
 @pytest.mark.parametrize('content, said', (

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 import shutil
 
 import jax
@@ -12,6 +13,7 @@ from tiny import make_config, make_store
 
 from configs import compare_beauty, compare_ml100k, compare_rows, depth_study
 from lares_jax import compare, comparison, metrics, run
+from lares_jax import config as config_lib
 from lares_jax.comparison import Plan, Row
 from lares_jax.config import Config
 from lares_jax.errors import InputError
@@ -24,6 +26,7 @@ from lares_jax.training.evaluation import EvaluationConfig
 from lares_jax.training.log import training_seconds
 
 ALL = 'pretrain,select,posttrain'
+RESULTS = pathlib.Path(__file__).parents[1] / 'configs' / 'results'
 
 
 @pytest.fixture(scope='module')
@@ -364,6 +367,21 @@ def _small(config: Config, store) -> Config:
     config.data, path=store.directory, row_length=16, max_history=8, prepare=PrepareOptions())
   return dataclasses.replace(config, data=data, model=model, pretrain=smaller(config.pretrain),
                              posttrain=smaller(config.posttrain))
+
+
+@pytest.mark.parametrize('kept, plans', (
+  ('beauty', (compare_beauty.get_config(), compare_beauty.get_config('depth'))),
+  ('ml100k', (compare_ml100k.get_config('text'), compare_ml100k.get_config('depth')))))
+def test_kept_runs_are_of_their_rows(kept, plans):
+  rows = {name: row.config for plan in plans for name, row in comparison.plan_of(plan).runs.items()}
+  files = sorted(RESULTS.glob(f'{kept}/*/seed_*/config.json'))
+  assert files
+  for file in files:
+    theirs = json.loads(file.read_text())['config']
+    mine = dataclasses.asdict(rows[file.parts[-3]])
+    theirs, mine = (dataclasses.asdict(config_lib.typed(x)) for x in (theirs, mine))
+    differing = config_lib.differing({**mine, 'data': 0, 'seed': 0}, {**theirs, 'data': 0, 'seed': 0})
+    assert not [d for d in differing if not d.startswith('evaluate.batch_rows')], file
 
 
 def test_every_row_of_every_plan_has_a_loss_in_each_phase(tmp_path, monkeypatch):

@@ -236,6 +236,11 @@ BAD = {
 }
 
 
+def test_a_mark_of_the_encoding_is_no_part_of_the_line(run):
+  marked, plain = answers(run.recommender, b'\xef\xbb\xbf["i1"]\n["i1"]\n')
+  assert marked == plain and 'items' in marked
+
+
 def test_a_bad_line_gets_an_error_in_its_place(run):
   text = b''.join(line + b'\n["i1"]\n' for line in BAD)
   out = answers(run.recommender, text)

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from tiny import make_config, make_store
 
+from lares_jax import comparison, files, run, selection
 from lares_jax import config as config_lib
-from lares_jax import files, run, selection
 from lares_jax.config import SelectConfig
 from lares_jax.errors import InputError
 from lares_jax.experiment import Experiment
@@ -273,6 +273,7 @@ def test_a_damaged_checkpoint_and_one_that_cannot_be_written_are_named(
 @pytest.mark.parametrize('name, content, read', (
   ('config.json', '[]', lambda e: Experiment.load(str(e.workdir))),
   ('config.json', '{"config": {}}', lambda e: Experiment.load(str(e.workdir))),
+  ('result.json', '[]', comparison.finished),
   ('result.json', '{}', lambda e: e.result()),
   ('ranks.npz', 'junk', lambda e: files.read_arrays(e.workdir / 'ranks.npz')),
   ('ranks.npz', '', lambda e: files.read_arrays(e.workdir / 'ranks.npz')),

@@ -111,8 +111,11 @@ class Store:
 
   def raw_histories(self, user_M: np.ndarray, end_M: np.ndarray) -> list[list[str]]:
     """What each user had before the interaction at `end`, as raw item ids, oldest first."""
-    spans = zip(self.offsets[user_M].tolist(), end_M.tolist())
-    return [self.item_ids[self.items_N[a:b]].to_list() for a, b in spans]
+    first_M = self.offsets[user_M]
+    length_M = end_M - first_M
+    index_N = np.repeat(first_M, length_M) + ranges(length_M)
+    raw_N, end_M = self.item_ids.gather(self.items_N[index_N]).to_list(), np.cumsum(length_M)
+    return [raw_N[a:b] for a, b in zip((end_M - length_M).tolist(), end_M.tolist())]
 
   def targets(self, split: str) -> tuple[np.ndarray, np.ndarray]:
     """The interactions of a split that can be predicted.

@@ -12,6 +12,7 @@ from lares_jax.catalogue import Catalogue
 from lares_jax.data.batches import Batch
 from lares_jax.data.pairs import Pairs
 from lares_jax.data.rows import Array
+from lares_jax.errors import InputError
 from lares_jax.model import depth
 from lares_jax.model.depth import DepthConfig
 from lares_jax.model.lares import Lares, initial_state
@@ -35,6 +36,11 @@ class PretrainConfig:
   tau: float = 1.0
   mask_same_target: bool = False  # leave out false negatives: other histories with the same target
   views: Literal['shared', 'separate'] = 'shared'  # is the first view the cross-entropy's state?
+
+  def __post_init__(self):
+    if self.gamma_view == 'partner' and self.alpha > 0:
+      raise InputError('pretrain.loss.gamma_view=partner aligns the partner itself: set '
+                       'pretrain.loss.alpha=0')
 
   def aligns(self, mean_depth: int) -> bool:
     """Whether a batch needs pairs.
@@ -157,10 +163,11 @@ class Pretrain:
       metrics['trajectory'] = infonce(last_PxD, partner_PxD, c.tau, counted_PxP)
       loss += c.alpha * metrics['trajectory']
     if c.gamma > 0:
-      if c.of_dropout:
-        other_PxD = view(out.state_BxLxD, other_P)
-        mine_PxD = view(out.state_BxLxD, pairs.partner_P) if c.gamma_view == 'partner' else last_PxD
-        term = infonce(mine_PxD, other_PxD, c.tau, counted_PxP, within=c.gamma_view == 'partner')
+      if c.gamma_view == 'partner':
+        mine_PxD, other_PxD = (view(out.state_BxLxD, x_P) for x_P in (pairs.partner_P, pairs.copy_P))
+        term = infonce(mine_PxD, other_PxD, c.tau, counted_PxP, within=True)
+      elif c.gamma_view == 'dropout':
+        term = infonce(last_PxD, view(out.state_BxLxD, other_P), c.tau, counted_PxP)
       else:
         term = infonce(last_PxD, view(out.picked_BxLxD, own_P), c.tau, counted_PxP)
         term = jnp.where(steps > 1, term, 0.0)

@@ -1,6 +1,7 @@
 """Where arrays live: a mesh of (data, catalogue), and an ordered list of rules for parameters."""
 
 import dataclasses
+import math
 import re
 
 import jax
@@ -36,11 +37,11 @@ def build(config: MeshConfig, devices=None) -> Mesh:
     raise InputError(f'mesh {data} x {config.catalogue} does not use the {count} devices; '
                      'set mesh.data=0 to infer it')
   slices = len({getattr(device, 'slice_index', 0) for device in devices})
-  # The slow network between slices, or GPU machines, carries `data` alone where it can.
-  outer = (slices, 1) if data % slices == 0 else (1, slices)
-  if config.catalogue % outer[1]:
-    raise InputError(f'mesh {data} x {config.catalogue}: one of them must be a multiple of the '
-                     f'{slices} slices or machines')
+  if count % slices:
+    raise InputError(f'{count} devices on {slices} slices or machines: each must have as many')
+  # The slow network between them carries `data` alone where it can.
+  shared = math.gcd(data, slices)
+  outer = shared, slices // shared
   inner, split = (data // outer[0], config.catalogue // outer[1]), {'allow_split_physical_axes': True}
   grid = (mesh_utils.create_device_mesh(inner, devices, **split) if slices == 1 else
           mesh_utils.create_hybrid_device_mesh(inner, outer, devices, **split))
