@@ -36,7 +36,5 @@ def recommend(histories, depth=ABOUT['depth'], exclude_history=True):
 
 
 if __name__ == '__main__':
-  if not {*sys.argv[1:]} & {*ITEM_IDS}:
-    print('no item that the model knows: popularity, by training counts', file=sys.stderr)
   for raw_id, value in recommend([sys.argv[1:]])[0]:
-    print(f'{value:10.4f}  {raw_id}')
+    print(f'{value:10.4f}  {raw_id}', *[] if _NUMBER.keys() & sys.argv else ['(popular: none known)'])

@@ -330,7 +330,7 @@ def test_times_reach_training_and_evaluation_and_some_are_hidden(built_in, tmp_p
   # A raw history has none: it is read as training's hidden ones were.
   user_M, index_M = built_in.targets('valid')
   raw_V = np.array(built_in.item_ids.to_list(), object)
-  histories = built_in.raw_histories(user_M[:20], index_M)
+  histories = built_in.raw_histories(user_M[:20], index_M[:20])
   recommender = Recommender(experiment, params, experiment.config.depth.mean)
   answers = recommender.recommend(histories, exclude_history=False)
   target_M = raw_V[built_in.items_N[index_M]]
