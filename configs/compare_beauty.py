@@ -58,16 +58,18 @@ for _name in (*BACKBONES, 'duorec'):  # scored as sasrec_direction is, too, with
   if _name in TUNED:
     TUNED[f'{_name}_direction'] = TUNED[_name]
 # Rivals nearer to what their authors do beyond the layer (results/README.md): DuoRec's loss, HSTU's
-# scores and size, and the settings of BSARec's own log of this data set. One seed each.
-NEARER: dict[str, dict] = {
-  'duorec_one_term': {**DUOREC, 'pretrain.loss.alpha': 0.0, 'pretrain.loss.gamma_view': 'partner'},
-  'hstu_cosines': {**BACKBONES['hstu'], **DROPOUT[0.5], 'model.pre_layers': 4,
-                     'model.backbone.heads': 4, 'catalogue.similarity': 'cos', 'catalogue.tau': 0.05},
-  'bsarec_own_log': {
+# scores and size, and the settings of BSARec's own log of this data set. As OF_DEPTH below.
+NEARER = {
+  'duorec_one_term': ('plain', {
+    **DUOREC, 'pretrain.loss.alpha': 0.0, 'pretrain.loss.gamma_view': 'partner'}, 'sasrec', (0,)),
+  'hstu_cosines': ('plain', {
+    **BACKBONES['hstu'], **DROPOUT[0.5], 'model.pre_layers': 4, 'model.backbone.heads': 4,
+    'catalogue.similarity': 'cos', 'catalogue.tau': 0.05}, 'sasrec', (0,)),
+  'bsarec_own_log': ('plain', {
     **BACKBONES['bsarec'], **DROPOUT[0.5], 'model.backbone.low_band': 5, 'model.backbone.heads': 1,
     'pretrain.train.batch_rows': 256, 'pretrain.train.optimizer.learning_rate': 5e-4,
     'pretrain.train.ema': 0.0, 'pretrain.train.epochs': 200.0, 'pretrain.train.eval_every_epochs': 1.0,
-    'pretrain.train.patience': 10, 'evaluate.history': 'removed'},
+    'pretrain.train.patience': 10, 'evaluate.history': 'removed'}, 'sasrec', (0,)),
 }
 # LARES over HSTU without its depth.
 BASELINES['hstu_aligned_direction'] = {**BASELINES['hstu_direction'], **DUOREC}
@@ -110,18 +112,18 @@ def get_config(variant: str = ''):
   if variant == 'tune':
     return tuning(beauty.get_config)
   if variant != 'depth':
-    whole = table(beauty.get_config, ablations=not variant)
-    for name, own in NEARER.items():
-      whole.runs[name] = ml_collections.ConfigDict(
-        {'config': _changed(beauty.get_config('plain'), own), 'seeds': (0,)})
-    return whole
-  config = depth(beauty.get_config)
-  for name, (kind, changes, against, seeds) in OF_DEPTH.items():
-    config.runs[name] = ml_collections.ConfigDict(
-      {'config': _changed(beauty.get_config(kind), changes), 'against': against, 'seeds': seeds})
+    return _with(NEARER, table(beauty.get_config, ablations=not variant))
+  config = _with(OF_DEPTH, depth(beauty.get_config))
   for other in ('equal_compute', 'dropout_50'):
     for name in ('lares_quick', 'lares'):
       config.runs[f'{name}_to_{other}'] = {'of': name, 'against': f'sasrec_{other}'}
+  return config
+
+
+def _with(rows, config):
+  for name, (kind, changes, against, seeds) in rows.items():
+    config.runs[name] = ml_collections.ConfigDict(
+      {'config': _changed(beauty.get_config(kind), changes), 'against': against, 'seeds': seeds})
   return config
 
 

@@ -70,7 +70,7 @@ def _join(wanted: str) -> None:
   flags.FLAGS['experimental_orbax_use_distributed_barrier'].value = True
   try:
     where: dict[str, Any] = {}
-    print(f'waits for the other processes, {_JOINING // 60} minutes at most', file=sys.stderr)
+    print(f'{VARIABLE}={wanted}: waits up to {_JOINING // 60} minutes for the others', file=sys.stderr)
     if by_hand:
       where = {'coordinator_address': by_hand[3], 'num_processes': int(by_hand[2]),
                'process_id': int(by_hand[1])}

@@ -6,6 +6,7 @@ import pathlib
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import polars as pl
 import pytest
@@ -384,7 +385,7 @@ def test_kept_runs_are_of_their_rows(kept, plans):
     assert not [d for d in differing if not d.startswith('evaluate.batch_rows')], file
 
 
-def test_every_row_of_every_plan_has_a_loss_in_each_phase(tmp_path, monkeypatch):
+def test_every_row_of_every_plan_can_take_a_step_of_each_phase(tmp_path, monkeypatch):
   store = make_store(tmp_path / 'store')
   store = dataclasses.replace(store, times_N=np.arange(len(store.items_N)))
   plans = (compare_beauty.get_config(), compare_beauty.get_config('depth'),
@@ -400,9 +401,10 @@ def test_every_row_of_every_plan_has_a_loss_in_each_phase(tmp_path, monkeypatch)
       phases.append(experiment.posttraining(experiment.abstract_params, None))
     for phase in phases:
       batch, draw = phase.batches.batch(0), phase.objective.draw(np.random.default_rng(0))
-      args = phase.reference, batch, draw, jax.random.key(0)
-      loss, _ = jax.eval_shape(phase.objective, experiment.abstract_params, *args)
-      assert loss.shape == (), row
+      state = jax.eval_shape(phase.fresh, experiment.abstract_params)
+      after, seen = jax.eval_shape(phase.update, state, phase.reference, batch, draw)
+      assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state), row
+      assert seen['loss'].shape == (), row
 
 
 def test_runs_of_different_data_are_not_compared(store, tmp_path):

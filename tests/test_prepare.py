@@ -23,7 +23,7 @@ from lares_jax.prepare import PrepareOptions, prepare, prepared
 
 NAMED = dict(user='user', item='item', time='time')
 EXAMPLES = settings(
-  max_examples=10_000 if os.environ.get('LARES_SLOW') == '1' else 100,
+  max_examples=10_000 if os.environ.get('LARES_SLOW') == '1' else 300,
   deadline=None,
   derandomize=True,
   suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
