@@ -50,8 +50,15 @@ class Share:
   def take(self, x_RxD: jax.Array, i: jax.Array) -> jax.Array:
     return jax.lax.dynamic_slice_in_dim(x_RxD, self.start(i), self.block)
 
-  def scores(self, query_mxD: jax.Array, i: jax.Array) -> jax.Array:
-    return block_scores(query_mxD, self.take(self.table_RxD, i), self.config)
+  def scores(self, query_mxD: jax.Array, i: jax.Array, hidden_mxH=None) -> jax.Array:
+    """Scores with block i [m, K]; those of each query's hidden items (-1 fills), if given, are -inf."""
+    scores_mxK = block_scores(query_mxD, self.take(self.table_RxD, i), self.config)
+    if hidden_mxH is None:
+      return scores_mxK
+    row_mx1 = jnp.arange(scores_mxK.shape[0])[:, None]
+    column_mxH = hidden_mxH - self.item(i)[0]
+    return scores_mxK.at[row_mx1, column_mxH].set(
+      -jnp.inf, mode='drop', wrap_negative_indices=False)  # no [M, V] mask is built
 
   def item(self, i: jax.Array) -> jax.Array:
     """Items of block i [K]."""
@@ -69,15 +76,13 @@ class Share:
 
   def lookup(self, item: jax.Array) -> jax.Array:
     """Embeddings of items [.., D]; zeros for those that another device holds."""
-    row = item - self.first
-    here = (row >= 0) & (row < self.size)
-    return jnp.where(here[..., None], self.table_RxD[jnp.where(here, row, 0)], 0.0)
+    return self.table_RxD.at[item - self.first].get(
+      mode='fill', fill_value=0.0, wrap_negative_indices=False)
 
   def scatter(self, item: jax.Array, d: jax.Array) -> jax.Array:
     """The gradient of `lookup` with respect to the rows [R, D]."""
-    row = item - self.first
-    row = jnp.where((row >= 0) & (row < self.size), row, self.size)  # out of range: dropped
-    return jnp.zeros_like(self.table_RxD).at[row].add(d, mode='drop')
+    return jnp.zeros_like(self.table_RxD).at[item - self.first].add(
+      d, mode='drop', wrap_negative_indices=False)
 
 
 def _by_tile(function, tile: int, real_M: jax.Array, arrays, carry=None):
@@ -184,17 +189,6 @@ def objective(share: Share, function, query_MxD, target_M, real_M, with_M):
   return logprob_M, *pull_query(d_query_MxD), *pull_item(d_item_RxD)
 
 
-def _hide(scores_mxK, start, hidden_mxH):
-  """Scores with each query's hidden items (ids, -1 fills) at -inf; no [M, V] mask is built."""
-  if hidden_mxH is None:
-    return scores_mxK
-  column_mxH = hidden_mxH - start
-  inside_mxH = (column_mxH >= 0) & (column_mxH < scores_mxK.shape[1])
-  column_mxH = jnp.where(inside_mxH, column_mxH, scores_mxK.shape[1])  # out of range: dropped
-  row_mx1 = jnp.arange(scores_mxK.shape[0])[:, None]
-  return scores_mxK.at[row_mx1, column_mxH].set(-jnp.inf, mode='drop')
-
-
 def count_above(share: Share, query_MxD, real_M, target_M, low_M, high_M, hidden_MxH=None):
   """Items of the share but the target that score above `high`, half of those from `low` on [M].
 
@@ -203,7 +197,7 @@ def count_above(share: Share, query_MxD, real_M, target_M, low_M, high_M, hidden
 
   def of_tile(_, query_mxD, target_m, low_m, high_m, hidden_mxH):
     def step(i, rank_m):
-      scores_mxK = _hide(share.scores(query_mxD, i), share.item(i)[0], hidden_mxH)
+      scores_mxK = share.scores(query_mxD, i, hidden_mxH)
       # Written with "not below" so that a comparison with NaN counts against the target.
       above_mxK = 0.5 * ~(scores_mxK < low_m[:, None]) + 0.5 * ~(scores_mxK <= high_m[:, None])
       other_mxK = share.counts(i) & (share.item(i) != target_m[:, None])
@@ -220,7 +214,7 @@ def best(share: Share, query_MxD, real_M, k: int, hidden_MxH=None):
 
   def of_tile(_, query_mxD, hidden_mxH):
     def step(i, best):
-      scores_mxK = _hide(share.scores(query_mxD, i), share.item(i)[0], hidden_mxH)
+      scores_mxK = share.scores(query_mxD, i, hidden_mxH)
       scores_mxK = jnp.where(share.counts(i) & ~jnp.isnan(scores_mxK), scores_mxK, -jnp.inf)
       score_mxk, column_mxk = jax.lax.top_k(scores_mxK, min(k, share.block))
       both = jnp.concatenate([best[0], score_mxk], axis=1)
