@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
+from flax import traverse_util
 
 from lares_jax.catalogue import CatalogueConfig
 from lares_jax.data.batches import DataConfig
@@ -125,10 +126,15 @@ class Config:
       raise InputError('model.core_layers=0 is the plain backbone, without depth: set depth.mean=0')
     if not self.depth.mean and 'posttrain' in self.phase_list:
       raise InputError('phases: posttrain needs a model that reasons; set depth.mean above 0')
-    if self.model.reasoner != 'lares':
-      self._check_rearec()
+    reasoner, thoughts = self.model.reasoner, self.model.thoughts
+    if reasoner != 'lares':
+      if not thoughts or self.depth.mean != thoughts or 'posttrain' in self.phase_list:
+        raise InputError(f'model.reasoner={reasoner} thinks model.thoughts={thoughts} times: set '
+                         'depth.mean to this, above 0, and leave out posttrain')
+      if self.catalogue.similarity != 'dot':  # divergence and temperatures take scores as linear
+        raise InputError(f'model.reasoner={reasoner}: needs catalogue.similarity=dot')
     removed = self.pretrain.loss.history == 'removed'
-    if removed and (self.catalogue.loss, self.catalogue.dtype, self.model.reasoner) != (
+    if removed and (self.catalogue.loss, self.catalogue.dtype, reasoner) != (
         'exact', 'float32', 'lares'):  # what is taken off may be nearly all: few digits do not do
       raise InputError('pretrain.loss.history=removed: needs catalogue.loss=exact, catalogue.dtype='
                        'float32 and model.reasoner=lares')
@@ -145,14 +151,6 @@ class Config:
     if self.aligns and not self.pretrain.train.pairs:
       raise InputError('pretrain.train.pairs=0, but a term of the loss compares pairs: say how many '
                        'a step, or set its weight (pretrain.loss.alpha, .gamma; .rearec.contrast) to 0')
-
-  def _check_rearec(self):
-    most = self.model.thoughts
-    if not most or self.depth.mean != most or 'posttrain' in self.phase_list:
-      raise InputError(f'model.reasoner={self.model.reasoner} thinks model.thoughts={most} times: set '
-                       'depth.mean to this, above 0, and leave out posttrain')
-    if self.catalogue.similarity != 'dot':  # divergence and temperatures take scores as linear
-      raise InputError(f'model.reasoner={self.model.reasoner}: needs catalogue.similarity=dot')
 
   @property
   def aligns(self) -> bool:
@@ -179,48 +177,38 @@ def typed(config: Mapping[str, Any], kind: type = Config, path: str = 'config'):
   Raises:
     InputError: a key that does not exist, or a value of another type.
   """
-  if config is None or isinstance(config, str | list | int | float):
+  if not hasattr(config, 'items'):
     raise InputError(f'{path}={config!r} is not a group of settings')
-  values = dict(config.items())
   hints = typing.get_type_hints(kind)
-  for key in values:
+  for key in config:
     if key not in hints:
       near = difflib.get_close_matches(key, hints, 1)
       raise InputError(f'{path}.{key} does not exist; ' + (
         f'did you mean {near[0]}?' if near else f'there are {", ".join(hints)}'))
-  return kind(**{key: _value(values[key], hints[key], f'{path}.{key}') for key in values})
+  return kind(**{key: _value(x, hints[key], f'{path}.{key}') for key, x in config.items()})
 
 
-def differing(a: dict, b: dict, path: str = '') -> list[str]:
+def differing(a: dict, b: dict) -> list[str]:
   """What is set differently, each as `key (b's value there, a's here)`."""
-  out = []
-  for key in sorted({*a, *b}):
-    x, y = a.get(key), b.get(key)
-    if isinstance(x, dict) and isinstance(y, dict):
-      out += differing(x, y, f'{path}{key}.')
-    elif x != y:
-      out.append(f'{path}{key} ({y} there, {x} here)')
-  return out
+  a, b = (traverse_util.flatten_dict(x, sep='.') for x in (a, b))
+  return [f'{key} ({b.get(key)} there, {a.get(key)} here)'
+          for key in sorted({*a, *b}) if a.get(key) != b.get(key)]
 
 
 def _value(value, hint, path: str):
   if dataclasses.is_dataclass(hint):
     return typed(value, typing.cast(type, hint), path)
-  origin = typing.get_origin(hint)
-  if origin in (typing.Union, types.UnionType):
-    if value is None:
-      return None
-    hint = next(h for h in typing.get_args(hint) if h is not type(None))
-    origin = typing.get_origin(hint)
-  if origin is typing.Literal:
-    if value not in typing.get_args(hint):
-      raise InputError(f'{path}={value!r}: use one of {", ".join(typing.get_args(hint))}')
+  if isinstance(hint, types.UnionType):  # of a type and None
+    return None if value is None else _value(value, typing.get_args(hint)[0], path)
+  choices = typing.get_args(hint)
+  if typing.get_origin(hint) is typing.Literal:
+    if value not in choices:
+      raise InputError(f'{path}={value!r}: use one of {", ".join(choices)}')
     return value
-  if origin is tuple:
+  if typing.get_origin(hint) is tuple:
     if not isinstance(value, list | tuple):
       raise InputError(f'{path}={value!r} is not a list')
-    kind = typing.get_args(hint)[0]
-    return tuple(_value(x, kind, f'{path}[{n}]') for n, x in enumerate(value))
+    return tuple(_value(x, choices[0], f'{path}[{n}]') for n, x in enumerate(value))
   if hint is float and isinstance(value, int) and not isinstance(value, bool):
     value = float(value)
   if not isinstance(value, hint):
