@@ -73,7 +73,7 @@ class Experiment:
     mine = {'config': dataclasses.asdict(config), 'data': store.fingerprint,
             'store': os.path.abspath(store.directory)}
     if config.model.fusion.name != 'none':
-      mine['text'] = text.fingerprint(experiment.store, config.model.fusion.text_width)
+      mine['text'] = text.fingerprint(store, config.model.fusion.text_width)
     # Each process may find the data set where it likes.
     shared = dataclasses.replace(config, data=dataclasses.replace(config.data, path='', cache=''))
     if processes.differ(repr((shared, mine['data'], mine.get('text'))).encode()):
@@ -287,7 +287,8 @@ class Experiment:
       partners=lares and c.pretrain.loss.partners, copies=lares and c.pretrain.loss.copies)
     if batches.pairs < pairs:
       print(f'pretrain: {batches.pairs} pairs a step, one for each history in its rows')
-    return self._phase('pretrain', objective, batches, train, validate_first=bool(c.pretrain.start))
+    return Phase('pretrain', objective, batches, train, c.seed, self.validate, c.evaluate.history,
+                 validate_first=bool(c.pretrain.start))
 
   def posttraining(self, reference, kept_N: np.ndarray | None) -> Phase:
     """Phase two against a frozen reference, on the kept prompts (one flag an interaction)."""
@@ -297,12 +298,8 @@ class Experiment:
                         core_dropout=p.dropout, fusion=fusion)
     objective = Posttrain(model, self.catalogue, c.depth, p.loss)
     batches = TrainBatches(self.store, c.data, p.train.batch_rows, 0, c.seed + 1, kept_N)
-    return self._phase('posttrain', objective, batches, p.train, reference=reference,
-                       validate_first=True)
-
-  def _phase(self, name, objective, batches, train, **kwargs) -> Phase:
-    c = self.config
-    return Phase(name, objective, batches, train, c.seed, self.validate, c.evaluate.history, **kwargs)
+    return Phase('posttrain', objective, batches, p.train, c.seed, self.validate, c.evaluate.history,
+                 reference, validate_first=True)
 
 
 def _check_same(mine: dict, theirs: dict, workdir: pathlib.Path) -> None:
