@@ -91,7 +91,7 @@ def _popularity(experiment: Experiment, history: str) -> dict[str, Any]:
   store = experiment.store
   user_M, index_M = store.targets('test')
   count_V, target_M = store.train_count_V, store.items_N[index_M]
-  rank_M = metrics.popularity_ranks(count_V, target_M)
+  rank_M = metrics.ranks(count_V)[target_M]
   for m, (first, end) in enumerate(zip(store.offsets[user_M], index_M) if history == 'removed' else ()):
     hidden, own = np.unique(store.items_N[first:end]), count_V[target_M[m]]
     above = (count_V[hidden] > own).sum() + 0.5 * (count_V[hidden] == own).sum()

@@ -24,10 +24,7 @@ def gain(rank, k: int, kind: Kind, xp=np):
 def per_user(rank_M: np.ndarray, cutoffs=CUTOFFS) -> dict[str, np.ndarray]:
   """Every metric of every target, by name [M]; the mean over M is the published figure."""
   rank_M = np.asarray(rank_M, np.float64)
-  columns = {}
-  for kind in get_args(Kind):
-    for k in cutoffs:
-      columns[f'{kind}@{k}'] = gain(rank_M, k, kind)
+  columns = {f'{kind}@{k}': gain(rank_M, k, kind) for kind in get_args(Kind) for k in cutoffs}
   columns['mrr'] = np.where(np.isnan(rank_M), 0.0, 1 / (np.nan_to_num(rank_M) + 1))
   return columns
 
@@ -35,11 +32,6 @@ def per_user(rank_M: np.ndarray, cutoffs=CUTOFFS) -> dict[str, np.ndarray]:
 def summary(rank_M: np.ndarray) -> dict[str, float]:
   """Means over targets; an empty split has none, said as NaN."""
   return {k: float(v.mean()) if v.size else float('nan') for k, v in per_user(rank_M).items()}
-
-
-def popularity_ranks(count_V: np.ndarray, target_M: np.ndarray) -> np.ndarray:
-  """Ranks of targets when items are ranked by how often they occur, ties counting half."""
-  return ranks(count_V)[target_M]
 
 
 def ranks(score_XxV: np.ndarray) -> np.ndarray:

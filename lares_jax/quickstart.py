@@ -37,7 +37,7 @@ def main() -> None:
 
   store = plain.store
   _, index_M = store.targets('test')
-  popular = metrics.popularity_ranks(store.train_count_V, store.items_N[index_M])
+  popular = metrics.ranks(store.train_count_V)[store.items_N[index_M]]
   lines = [('popularity', metrics.summary(popular)),
            ('depth 0 (the plain backbone)', plain.result()['test_at_depth'])]
   result = lares.result()

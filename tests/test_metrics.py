@@ -31,6 +31,5 @@ def test_an_unknown_reward_is_refused():
     metrics.gain(np.zeros(1), 10, 'map')
 
 
-def test_popularity_ranks_count_ties_half():
-  np.testing.assert_array_equal(
-    metrics.popularity_ranks(np.array([9, 5, 5, 1]), np.array([0, 1, 2, 3])), [0, 1.5, 1.5, 3])
+def test_ranks_count_ties_half():
+  np.testing.assert_array_equal(metrics.ranks(np.array([9, 5, 5, 1])), [0, 1.5, 1.5, 3])
