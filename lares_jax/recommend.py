@@ -15,7 +15,7 @@ With --all_users nothing is read: every user of the run's data set, which must b
 answered, by all that they have.
 """
 
-import itertools
+import collections
 import json
 import os
 import sys
@@ -32,6 +32,7 @@ from lares_jax.recommender import Recommender
 
 MAX_LINE = 4 << 20  # bytes; a longer line is an error, and is not kept
 _MAX_BATCH_BYTES = 16 << 20  # a batch of very long lines ends early
+_IDS = (str, int)  # not bool, which is an int
 
 
 class Request(NamedTuple):
@@ -51,7 +52,6 @@ def _define_flags() -> None:
 
 
 def main() -> None:
-  """The command; see --help."""
   given = flags.FLAGS
   recommender = Recommender.load(given.workdir)
   depth = recommender.checked_depth(given.depth or None)
@@ -78,32 +78,41 @@ def run(recommender: Recommender, batches: Iterable[list[Request | str]], sink: 
     total: how many requests there are, if that is known.
     **options: of `Recommender.recommend`.
   """
-  lines, errors, popular = 0, 0, 0
-  bar = tqdm.tqdm(total=total, unit=' users', desc='recommend', leave=False, disable=None)
-  with bar:
+  lines: collections.Counter[str] = collections.Counter()  # by what they came from
+  with tqdm.tqdm(total=total, unit=' users', desc='recommend', leave=False, disable=None) as bar:
     for requests in batches:
       good = [r for r in requests if isinstance(r, Request)]
       answers = iter(recommender.recommend([r.history for r in good], **options))
       for request in requests:
-        lines += 1
         if isinstance(request, Request):
           answer = next(answers)
-          popular += answer.source == 'popularity'
+          lines[answer.source] += 1
           out = {'user': request.user, **answer._asdict()}
         else:
-          errors += 1
-          out = {'line': lines, 'error': request}
+          lines['error'] += 1
+          out = {'line': lines.total(), 'error': request}
         sink.write(json.dumps(out) + '\n')
       sink.flush()
       bar.update(len(requests))
-  return (f'wrote {lines:,} lines to stdout: {lines - errors - popular:,} from the model, '
-          f'{popular:,} from popularity, {errors:,} errors')
+  return (f'wrote {lines.total():,} lines to stdout: {lines["model"]:,} from the model, '
+          f'{lines["popularity"]:,} from popularity, {lines["error"]:,} errors')
 
 
 def asked(source: BinaryIO, batch: int) -> Iterator[list[Request | str]]:
-  """What the JSON lines of a stream ask for, up to `batch` at a time; of a bad one, what is wrong."""
-  for lines in _batches(_lines(source), batch):
-    yield [parse(line) for line in lines]
+  """What the JSON lines of a stream ask for; of a bad one, what is wrong.
+
+  Up to `batch` at a time, fewer where they are long.
+  """
+  requests: list[Request | str] = []
+  size = 0
+  for line in _lines(source):
+    requests.append(parse(line))
+    size += len(line)
+    if len(requests) == batch or size > _MAX_BATCH_BYTES:
+      yield requests
+      requests, size = [], 0
+  if requests:
+    yield requests
 
 
 def everyone(store: Store, batch: int) -> Iterator[list[Request | str]]:
@@ -131,18 +140,14 @@ def parse(line: bytes) -> Request | str:
   if not isinstance(content, dict) or 'history' not in content:
     return 'neither a list of item ids nor an object with a "history"'
   user, history = content.get('user'), content['history']
-  if not _is_id(user) and user is not None:
+  if user is not None and type(user) not in _IDS:
     return '"user" is neither a string nor a whole number'
   if not isinstance(history, list):
     return '"history" is not a list of item ids'
   for n, item in enumerate(history):
-    if not _is_id(item):
+    if type(item) not in _IDS:
       return f'"history"[{n}] is neither a string nor a whole number'
   return Request(user, [str(item) for item in history])
-
-
-def _is_id(value: object) -> bool:
-  return isinstance(value, str | int) and not isinstance(value, bool)
 
 
 def _no_constant(name: str) -> NoReturn:
@@ -156,19 +161,6 @@ def _lines(source: BinaryIO) -> Iterator[bytes]:
     while len(rest) > MAX_LINE and not rest.endswith(b'\n'):
       rest = source.readline(MAX_LINE + 1)
     yield line.removesuffix(b'\n')
-
-
-def _batches(lines: Iterable[bytes], count: int) -> Iterator[list[bytes]]:
-  """Up to `count` lines at a time, fewer where they are long."""
-  lines = iter(lines)
-  for first in lines:
-    taken, size = [first], len(first)
-    for line in itertools.islice(lines, count - 1):
-      taken.append(line)
-      size += len(line)
-      if size > _MAX_BATCH_BYTES:
-        break
-    yield taken
 
 
 if __name__ == '__main__':
