@@ -41,7 +41,6 @@ from lares_jax.scoring import as_query
 
 PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
 USUAL = ('cpu', 'cuda', 'tpu')
-TABLES = ('float32', 'bfloat16', 'int8')
 _MAX_BATCH = 1024  # histories a call: one tile of the catalogue pass
 
 
@@ -50,11 +49,10 @@ def _define_flags() -> None:
   flags.DEFINE_string('output', None, 'The directory to write; must not exist yet.', required=True)
   flags.DEFINE_list('platforms', [*USUAL], 'Where the program can run.')
   flags.DEFINE_integer('k', 10, 'Items that a call returns for each history.')
-  flags.DEFINE_enum('table', 'float32', TABLES, 'How item embeddings are kept.')
+  flags.DEFINE_enum('table', 'float32', ['float32', 'bfloat16', 'int8'], 'Type of the item embeddings.')
 
 
 def main() -> None:
-  """The command; see --help."""
   given = flags.FLAGS
   export(given.workdir, given.output, given.platforms, given.k, given.table)
   print(f'wrote {given.output}: try python {given.output}/example.py ITEM ITEM ...')
@@ -73,26 +71,20 @@ def export(workdir: str, output: str, platforms: Sequence[str] = USUAL, k: int =
     recommender = Recommender.load(workdir)
     if not 1 <= k <= len(recommender.item_ids):
       raise InputError(f'--k={k}: from 1 to the {len(recommender.item_ids)} items there are')
-    _write(fresh, recommender, platforms, k, table)
-
-
-def _write(directory: pathlib.Path, recommender: Recommender, platforms: Sequence[str], k: int,
-           table: str) -> None:
-  experiment = recommender.experiment
-  params = flat_params(recommender, table)
-  np.savez(directory / 'params.npz', **params)  # type: ignore[arg-type]
-  (directory / 'program.bin').write_bytes(serialized(recommender, params, platforms, k))
-  (directory / 'items.json').write_text(json.dumps(recommender.item_ids) + '\n', encoding='utf-8')
-  shutil.copy(experiment.workdir / 'config.json', directory / 'config.json')
-  write_json(directory / 'metrics.json', _metrics(recommender, params, table))
-  write_json(directory / 'about.json', {
-    'k': k, 'depth': recommender.depth, 'max_depth': experiment.model.config.deepest,
-    'max_history': experiment.config.data.max_history, 'max_batch': _MAX_BATCH,
-    'platforms': list(platforms), 'table': table, 'jax': jax.__version__})
-  shutil.copy(pathlib.Path(__file__).with_name('export_example.py'), directory / 'example.py')
-  sums = [f'{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n'
-          for file in sorted(directory.iterdir())]
-  (directory / 'SHA256SUMS').write_text(''.join(sums), encoding='utf-8')
+    experiment, params = recommender.experiment, flat_params(recommender, table)
+    np.savez(fresh / 'params.npz', **params)  # type: ignore[arg-type]
+    (fresh / 'program.bin').write_bytes(serialized(recommender, params, platforms, k))
+    (fresh / 'items.json').write_text(json.dumps(recommender.item_ids) + '\n', encoding='utf-8')
+    shutil.copy(experiment.workdir / 'config.json', fresh)
+    write_json(fresh / 'metrics.json', _metrics(recommender, params, table))
+    write_json(fresh / 'about.json', {
+      'k': k, 'depth': recommender.depth, 'max_depth': experiment.model.config.deepest,
+      'max_history': experiment.config.data.max_history, 'max_batch': _MAX_BATCH,
+      'platforms': list(platforms), 'table': table, 'jax': jax.__version__})
+    shutil.copy(pathlib.Path(__file__).with_name('export_example.py'), fresh / 'example.py')
+    sums = [f'{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n'
+            for file in sorted(fresh.iterdir())]
+    (fresh / 'SHA256SUMS').write_text(''.join(sums), encoding='utf-8')
 
 
 def flat_params(recommender: Recommender, table: str) -> dict[str, np.ndarray]:
@@ -158,7 +150,7 @@ def _metrics(recommender: Recommender, params: dict[str, np.ndarray], table: str
   result = experiment.result()
   if table == 'float32':
     return {'result': result}
-  padded = model_params({name: jnp.asarray(x) for name, x in params.items()})
+  padded = model_params(jax.device_put(params))
   for name in {'item', 'text'} & padded.keys():
     spare = experiment.catalogue.rows - len(padded[name])
     padded[name] = jnp.pad(padded[name], [(0, spare), (0, 0)])

@@ -102,13 +102,12 @@ class Recommender:
       hidden = [np.unique(known[m]) if exclude_history else known[m][:0] for m in some_S]
       score_MxK[some_S], item_MxK[some_S] = self._ranked(query_MxD[some_S], hidden, k)
       for score_K, item_K, items, ids in zip(score_MxK.tolist(), item_MxK.tolist(), known, unknown):
-        best = [(self.item_ids[i], s) for i, s in zip(item_K, score_K) if i >= 0]
+        found = [self.item_ids[i] for i in item_K if i >= 0]  # where fewer are left, -1 is last
         source = 'model' if len(items) else 'popularity'
-        out.append(Recommendation([i for i, _ in best], [s for _, s in best], source, ids))
+        out.append(Recommendation(found, score_K[: len(found)], source, ids))
     return out
 
-  def user_vectors(self, histories: Sequence[Sequence[str]],
-                   depth: Depth = None) -> np.ndarray:
+  def user_vectors(self, histories: Sequence[Sequence[str]], depth: Depth = None) -> np.ndarray:
     """A vector for each history, float32 [M, D]; zeros where no item of it is known.
 
     Its inner product with `item_vectors()` over `config.catalogue.tau` is the score of `recommend`.
