@@ -107,12 +107,6 @@ def _stage(model: Lares, catalogue: Catalogue, criterion: str, params, rows: Row
   return jax.lax.while_loop(lambda state: in_play(state) > enough, step, state)
 
 
-@jax.jit
-def _moved(source_BxL, *states):
-  """The states of tokens that moved to other places, by the flat place each comes from."""
-  return tuple(x_BxLxD.reshape(-1, x_BxLxD.shape[-1])[source_BxL] for x_BxLxD in states)
-
-
 def think(
   model: Lares, catalogue: Catalogue, params, noise_seed: int, rule: Rule, data: DataConfig,
   items_N: np.ndarray, start_S: np.ndarray, length_S: np.ndarray, plan: Plan,
@@ -144,9 +138,9 @@ def think(
     plan = plan._replace(rows=rounded_up(plan.rows, 2))
     if plan.rows < len(rows.item_BxL):
       rows = lay(items_N, start_S[alive], length_S[alive], plan)
-      places_N = np.arange(state.z_BxLxD.shape[0] * length)
-      source = lay(places_N, first_S[alive], room_S[alive], plan).item_BxL
-      h_BxLxD, z_BxLxD = _moved(source, h_BxLxD, state.z_BxLxD)
+      places_N = np.arange(h_BxLxD.shape[0] * length)
+      source_BxL = lay(places_N, first_S[alive], room_S[alive], plan).item_BxL
+      h_BxLxD, z_BxLxD = (x.reshape(-1, x.shape[-1])[source_BxL] for x in (h_BxLxD, state.z_BxLxD))
       state = state._replace(z_BxLxD=z_BxLxD)
       first_S = np.zeros_like(first_S)
       first_S[alive] = plan.row_S * length + plan.place_S

@@ -21,24 +21,19 @@ def train(experiment: Experiment) -> dict:
       _saved(experiment, phase) for phase in ('pretrain', 'posttrain')):
     raise InputError(f'{experiment.workdir} holds a finished run without its checkpoints, so it cannot '
                      'go on; choose another directory')
-  with held(experiment.workdir):
-    return _train(experiment)
-
-
-def _train(experiment: Experiment) -> dict:
   c = experiment.config
-  as_dict = dataclasses.asdict(c)
-  fit = lambda phase, params: loop.run(
-    phase, params, experiment.abstract_params, experiment.workdir, as_dict, experiment.mesh)
-  if 'pretrain' in c.phase_list:
-    fit(experiment.pretraining(), experiment.init_params)
-  # A phase goes on with the prompts that it began with.
-  if 'select' in c.phase_list and not _saved(experiment, 'posttrain'):
-    selection.select(experiment)
-  if 'posttrain' in c.phase_list:
-    reference = experiment.reference()
-    fit(experiment.posttraining(reference, selection.load(experiment)), lambda: reference)
-  result = finish(experiment)
+  fit = lambda phase, start: loop.run(phase, start, experiment.abstract_params, experiment.workdir,
+                                      dataclasses.asdict(c), experiment.mesh)
+  with held(experiment.workdir):
+    if 'pretrain' in c.phase_list:
+      fit(experiment.pretraining(), experiment.init_params)
+    # A phase goes on with the prompts that it began with.
+    if 'select' in c.phase_list and not _saved(experiment, 'posttrain'):
+      selection.select(experiment)
+    if 'posttrain' in c.phase_list:
+      reference = experiment.reference()
+      fit(experiment.posttraining(reference, selection.load(experiment)), lambda: reference)
+    result = finish(experiment)
   print(f'wrote {experiment.workdir}/result.json, ranks.npz, items.arrow, metrics.jsonl, checkpoints/, '
         'tensorboard/')
   return result

@@ -101,8 +101,7 @@ def _by_tile(function, tile: int, real_M: jax.Array, arrays, carry=None):
     padding = [(0, count * tile - rows)] + [(0, 0)] * (x.ndim - 1)
     return jnp.pad(x[order_M], padding).reshape(count, tile, *x.shape[1:])
 
-  def join(x):
-    return x.reshape(-1, *x.shape[2:])[place_M]
+  join = lambda x: x.reshape(-1, *x.shape[2:])[place_M]
 
   def step(carry, args):
     real_m, *tiles = args
