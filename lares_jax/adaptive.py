@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from lares_jax.catalogue import Catalogue
-from lares_jax.data.batches import DataConfig
 from lares_jax.data.rows import Plan, Rows, Segments, fill, pack, rounded_up
 from lares_jax.errors import InputError
+from lares_jax.experiment import Experiment
 from lares_jax.files import read_json
 from lares_jax.model.lares import Lares
 from lares_jax.scoring import pair_scores
@@ -107,29 +107,28 @@ def _stage(model: Lares, catalogue: Catalogue, criterion: str, params, rows: Row
   return jax.lax.while_loop(lambda state: in_play(state) > enough, step, state)
 
 
-def think(
-  model: Lares, catalogue: Catalogue, params, noise_seed: int, rule: Rule, data: DataConfig,
-  items_N: np.ndarray, start_S: np.ndarray, length_S: np.ndarray, plan: Plan,
-) -> tuple[np.ndarray, np.ndarray]:
+def think(experiment: Experiment, params, rule: Rule, items_N: np.ndarray, start_S: np.ndarray,
+          length_S: np.ndarray, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
   """User vectors [S, D] after as many steps as the rule asks for, and these numbers of steps [S].
 
   Of the S histories items_N[start : start + length]; `plan` says where they lie at first.
   """
-  count, length = len(length_S), data.length
+  c, model = experiment.config, experiment.model
+  count, length = len(length_S), c.data.length
   full = rounded_up(count, 2)
   filled = lambda x_S: np.pad(x_S, (0, full - count))
   # Where a row is one history's own, its filling takes part, and moves with it.
-  room_S = length_S if data.rows == 'packed' else np.full_like(length_S, length)
+  room_S = length_S if c.data.rows == 'packed' else np.full_like(length_S, length)
   lay = lambda values, start, sizes, plan: fill(
     values, Segments(start, sizes, plan.row_S, plan.place_S), (plan.rows, length))
   rows = lay(items_N, start_S, length_S, plan)
-  h_BxLxD, z_BxLxD = begin(model, params, rows, noise_seed)
+  h_BxLxD, z_BxLxD = begin(model, params, rows, c.evaluate.noise_seed)
   state = _State(z_BxLxD, jnp.zeros((full, z_BxLxD.shape[-1])), jnp.zeros(full, jnp.int32),
                  jnp.arange(full) < count)
   first_S, alive = plan.row_S * length + plan.place_S, np.arange(count)
   while True:
     enough = length_S[alive].sum() * 7 // 16  # a little less than half, so that half the rows hold it
-    state = _stage(model, catalogue, rule.criterion, params, rows, h_BxLxD, state,
+    state = _stage(model, experiment.catalogue, rule.criterion, params, rows, h_BxLxD, state,
                    filled(first_S + length_S - 1), filled(length_S), rule.threshold, rule.most, enough)
     alive = np.flatnonzero(np.asarray(state.running_S))
     if not alive.size:

@@ -179,8 +179,8 @@ class Recommender:
       row_s, place_s = plan.row_S[s] - low, plan.place_S[s]
       if isinstance(depth, Rule):
         out_MxD[some_S[s]], _ = adaptive.think(
-          model, self.experiment.catalogue, self.params, c.evaluate.noise_seed, depth, c.data,
-          items_N, start_S[s], length_S[s], Plan(row_s, place_s, shape[0]))
+          self.experiment, self.params, depth, items_N, start_S[s], length_S[s],
+          Plan(row_s, place_s, shape[0]))
         continue
       rows = fill(items_N, Segments(start_S[s], length_S[s], row_s, place_s), shape)
       state_BxLxD = encode(model, self.params, rows, c.evaluate.noise_seed, depth)
