@@ -4,7 +4,6 @@ from typing import Literal, get_args
 
 import numpy as np
 
-CUTOFFS = (5, 10, 20)
 Kind = Literal['recall', 'ndcg']
 
 
@@ -21,7 +20,7 @@ def gain(rank, k: int, kind: Kind, xp=np):
   return hit / xp.log2(xp.where(rank < k, rank, 0) + 2)
 
 
-def per_user(rank_M: np.ndarray, cutoffs=CUTOFFS) -> dict[str, np.ndarray]:
+def per_user(rank_M: np.ndarray, cutoffs=(5, 10, 20)) -> dict[str, np.ndarray]:
   """Every metric of every target, by name [M]; the mean over M is the published figure."""
   rank_M = np.asarray(rank_M, np.float64)
   columns = {f'{kind}@{k}': gain(rank_M, k, kind) for kind in get_args(Kind) for k in cutoffs}

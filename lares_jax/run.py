@@ -59,15 +59,13 @@ def finish(experiment: Experiment) -> dict:
     raise InputError(f'{experiment.workdir}: nothing is trained yet; run the phase pretrain first')
   best = {p: experiment.best(p) for p in phases}
   chosen = max(phases, key=lambda p: best[p][1]['ndcg@10'])
-  step = best[chosen][2]
   outcomes = {p: _outcome(experiment, best[p][0]) for p in phases}
   depth, by_depth, _ = outcomes[chosen]
-  ranks = {f'{p}_{key}': array for p in phases
-           for key, array in {'depth': np.int32(outcomes[p][0]), **outcomes[p][2]}.items()}
+  ranks = {f'{p}_{key}': array for p in phases for key, array in outcomes[p][2].items()}
   write_arrays(experiment.workdir / 'ranks.npz', ranks)
   result = {
     'data': experiment.store.meta['sources'], 'fingerprint': experiment.store.fingerprint,
-    'seed': c.seed, 'phase': chosen, 'step': step,
+    'seed': c.seed, 'phase': chosen, 'step': best[chosen][2],
     'validation_by_phase': {p: best[p][1] for p in phases},
     'depth': depth, 'history': c.evaluate.history, 'validation': by_depth['valid'],
     'test': by_depth['test'], 'test_at_depth': by_depth['test'][depth],
@@ -84,7 +82,7 @@ def finish(experiment: Experiment) -> dict:
 
 
 def _outcome(experiment: Experiment, params) -> tuple[int, dict[str, Any], dict[str, np.ndarray]]:
-  """The depth chosen on validation, metrics by split and depth, and ranks at the chosen depth."""
+  """The depth chosen on validation, metrics by split and depth, and what ranks.npz gets of them."""
   evaluator, depths = experiment.evaluator, experiment.depths
   mine = experiment.config.evaluate.history
   other: History = 'ranked' if mine == 'removed' else 'removed'
@@ -92,7 +90,7 @@ def _outcome(experiment: Experiment, params) -> tuple[int, dict[str, Any], dict[
   by_depth = {split: {d: metrics.summary(r) for d, r in zip(depths, ranks)}
               for split, ranks in rank_TxM.items()}
   depth = max(depths, key=lambda d: by_depth['valid'][d]['ndcg@10'])
-  ranks = {}
+  ranks = {'depth': np.array(depth, np.int32)}
   for split in ('valid', 'test'):
     ranks[f'{split}_{mine}'] = rank_TxM[split][depths.index(depth)].astype(np.float32)
     of_other = evaluator.ranks(params, split, (depth,), history=other)
