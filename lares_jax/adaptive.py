@@ -48,7 +48,8 @@ class Rule:
     mend = f'choose one with python -m lares_jax.study depth --workdir={workdir}'
     if not file.exists():
       raise InputError(f'depth=adaptive: {file} does not exist; {mend}')
-    content, result = read_json(file), read_json(workdir / 'result.json')
+    content = read_json(file, 'criterion', 'threshold', 'most', 'phase', 'step')
+    result = read_json(workdir / 'result.json', 'phase', 'step')
     if [content['phase'], content['step']] != [result['phase'], result['step']]:
       raise InputError(f'depth=adaptive: {file} belongs to another checkpoint; {mend}')
     return cls(content['criterion'], content['threshold'], content['most'])

@@ -111,8 +111,11 @@ def test_the_rule_comes_from_the_study(run):
   with pytest.raises(InputError, match='depth=deep: use a whole number, or adaptive'):
     run.recommender.recommend([['i1']], depth='deep')
   content = {'criterion': 'state', 'threshold': 1e9, 'most': 4, 'phase': 'pretrain', 'step': 7}
-  write_json(workdir / 'adaptive.json', content)
   write_json(workdir / 'result.json', {'phase': 'pretrain', 'step': 7})
+  write_json(workdir / 'adaptive.json', {key: content[key] for key in content if key != 'most'})
+  with pytest.raises(InputError, match=r'adaptive\.json is damaged'):
+    run.recommender.recommend([['i1']], depth='adaptive')
+  write_json(workdir / 'adaptive.json', content)
   ours, = run.recommender.recommend([['i1']], depth='adaptive')
   assert ours == run.recommender.recommend([['i1']], depth=1)[0]
   write_json(workdir / 'result.json', {'phase': 'pretrain', 'step': 8})
