@@ -42,8 +42,7 @@ def evaluate(experiment: Experiment) -> None:
   phase = _PHASE.value or result['phase']
   params, _, step = experiment.best(phase)
   ranks = read_arrays(experiment.workdir / 'ranks.npz')
-  key = f'{phase}_depth'  # missing while the phase is still in training
-  chosen = int(ranks[key]) if key in ranks else result['depth']
+  chosen = int(ranks.get(f'{phase}_depth', result['depth']))  # it lacks a phase still in training
   rank_SxTxM = np.stack([
     experiment.evaluator.ranks(params, _SPLIT.value, depths, history=history, draw=draw)
     for draw in range(_DRAWS.value)])
