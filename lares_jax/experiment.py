@@ -262,6 +262,9 @@ class Experiment:
     differing = [d for d in config_lib.differing(mine, theirs) if not d.startswith(_OF_TRAINING)]
     if differing:
       raise InputError(f'{phase}.start={start} is another model: {", ".join(differing)}')
+    if (fusion := self.config.model.fusion).name != 'none' and text.fingerprint(
+        self.store, fusion.text_width) != read_json(other.workdir / 'config.json').get('text'):
+      raise InputError(f'{phase}.start={start} was trained with another text.npy')
     return self.best('pretrain', other.workdir)[0]
 
   def result(self) -> dict[str, Any]:

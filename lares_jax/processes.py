@@ -46,7 +46,7 @@ def joined() -> Iterator[None]:
   try:
     yield
   except jax.errors.JaxRuntimeError as error:
-    reason = str(error).strip().splitlines()[0]
+    reason = str(error).strip().partition('\n')[0]
     _end(f'process {jax.process_index()} of {jax.process_count()} stopped, most likely because '
          f'another was lost ({reason}); start all again to go on from the last checkpoint')
   except (InputError, OSError) as error:

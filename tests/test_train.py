@@ -17,6 +17,7 @@ from tiny import make_config, make_store
 from lares_jax import comparison, files, run, selection
 from lares_jax import config as config_lib
 from lares_jax.config import SelectConfig
+from lares_jax.data import text
 from lares_jax.errors import InputError
 from lares_jax.experiment import Experiment
 from lares_jax.training import loop
@@ -135,6 +136,22 @@ def test_a_phase_starts_from_the_best_of_another_run(finished, store, tmp_path, 
   strange = Experiment(moved, tmp_path)
   with pytest.raises(InputError, match=f'{phase}.start=.* was trained on another data set'):
     strange.init_params() if phase == 'pretrain' else strange.reference()
+
+
+def test_a_phase_does_not_start_from_a_run_of_other_text_embeddings(tmp_path):
+  store = make_store(tmp_path / 'data')
+  config = make_config(store.directory)
+  fusion = dataclasses.replace(config.model.fusion, name='tedrec', text_width=3)
+  data = dataclasses.replace(config.data, rows='prefix')
+  config = dataclasses.replace(
+    config, data=data, model=dataclasses.replace(config.model, fusion=fusion))
+  text.write(store, ['a'] * 30, lambda texts: np.ones((len(texts), 3), np.float32))
+  Experiment.start(config, str(tmp_path / 'first'))
+  text.write(store, ['a'] * 30, lambda texts: np.zeros((len(texts), 3), np.float32))
+  part = dataclasses.replace(config.pretrain, start=str(tmp_path / 'first'))
+  later = Experiment(dataclasses.replace(config, pretrain=part), tmp_path / 'later')
+  with pytest.raises(InputError, match=r'pretrain\.start=.* was trained with another text\.npy'):
+    later.init_params()
 
 
 class _Stop(Exception):
