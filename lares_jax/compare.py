@@ -62,27 +62,24 @@ def compare(plan: Plan, experiments: Mapping[str, Sequence[Experiment]]) -> list
   found = {name: [_shown(e, plan.runs[name].phase) for e in runs] for name, runs in experiments.items()}
   cost = {name: _cost(runs, found[name], plan.runs[name].phase) for name, runs in experiments.items()}
   lines = []
-  bar = tqdm.tqdm(total=len(HISTORIES) * len(plan.runs), desc='compare', unit='row', disable=None)
   for history in HISTORIES:
     scores = {name: _scores(shown, history) for name, shown in found.items()}
     # Rows that look at another's runs again add nothing.
     spread = significance.pooled(by_key['ndcg@10'].mean(1) for name, by_key in scores.items()
                                  if plan.source(name) == name)
     block = []
-    for name, runs in experiments.items():
+    for name, runs in tqdm.tqdm(experiments.items(), f'history {history}', unit='row', disable=None):
       line = {'run': name, 'history': history, 'seeds': len(runs)}
       for key, value_SxM in scores[name].items():
         mean_S = value_SxM.mean(1)
         line[key] = float(mean_S.mean())
         line[f'{key}_std'] = float(mean_S.std(ddof=1)) if len(runs) > 1 else None
       block.append({**line, **cost[name], **_difference(plan, name, scores, spread)})
-      bar.update()
     block.append(_popularity(experiments[plan.reference][0], history))
     tested = [line for line in block if 'p' in line]
     for line, p in zip(tested, significance.holm([line['p'] for line in tested])):
       line['p_holm'] = p
     lines += block
-  bar.close()
   return pl.DataFrame(lines, infer_schema_length=None).to_dicts()  # what a line lacks is None
 
 
