@@ -112,8 +112,7 @@ def adaptive_lines(experiment: Experiment, measured: Mapping[str, Measured], mos
   wanted = KEPT * ndcg(valid, np.full(valid.rank_TxM.shape[1], most))
   found = []
   for criterion in CRITERIA:
-    thresholds = np.unique(np.quantile(valid.change[criterion][:most], _LEVELS))
-    for threshold in (0.0, *thresholds):
+    for threshold in np.unique([0.0, *np.quantile(valid.change[criterion][:most], _LEVELS)]):
       rule = Rule(criterion, float(threshold), most)
       step_M = stops(test, rule)
       values = metrics.summary(_at(test, step_M))
