@@ -31,7 +31,7 @@ class Measured(NamedTuple):
 def sample(experiment: Experiment, split: str, users: int) -> np.ndarray:
   """Which of the split's targets to measure: `users` of them at even distances, or all if 0."""
   count = len(experiment.store.targets(split)[0])
-  return np.arange(count) if not users else np.linspace(0, count - 1, min(users, count)).astype(int)
+  return np.linspace(0, count - 1, min(users or count, count)).astype(int)
 
 
 def measure(experiment: Experiment, params, split: str, most: int, users: int = 0) -> Measured:
