@@ -16,11 +16,12 @@ compare_ml100k.py); BERT4Rec, which needs masked rows, a mask item and bidirecti
 own, and with an exact softmax is a SASRec that takes many times as long to train.
 """
 
+import functools
+
 import ml_collections
 
 from configs import beauty, lares
 
-ALL = 'pretrain,select,posttrain'
 PREFIX = {'data.rows': 'prefix', 'pretrain.train.batch_rows': 1024}  # a row sees all of itself
 
 BACKBONES: dict[str, dict] = {
@@ -30,8 +31,9 @@ BACKBONES: dict[str, dict] = {
   'bsarec': {'model.backbone.name': 'bsarec', **PREFIX},
 }
 DROPOUT = {rate: {'model.embed_dropout': rate, 'model.pre_dropout': rate} for rate in (0.2, 0.35, 0.5)}
-# What validation chose of these for each rival, at seed 0 (variant tune; searches.md).
-TUNED = {'hstu': 0.5, 'hstu_times': 0.5, 'gru4rec': 0.5, 'fmlp': 0.2, 'bsarec': 0.5}
+# What validation chose of these for each rival, at seed 0 (variant tune; searches.md); its other
+# rows, whose names begin alike, share it.
+TUNED = {'hstu': 0.5, 'gru4rec': 0.5, 'fmlp': 0.2, 'bsarec': 0.5}
 ONE_SEED = 'sasrec_equal_parameters', 'sasrec_equal_compute', 'duorec_equal_compute'
 DUOREC = {**lares.ALIGNED, 'pretrain.loss.gamma_view': 'dropout'}
 DIRECTION = lares.DIRECTION
@@ -55,8 +57,6 @@ BASELINES: dict[str, dict] = {
 }
 for _name in (*BACKBONES, 'duorec'):  # scored as sasrec_direction is, too, with their own dropout
   BASELINES[f'{_name}_direction'] = {**BASELINES[_name], **DIRECTION}
-  if _name in TUNED:
-    TUNED[f'{_name}_direction'] = TUNED[_name]
 # Rivals nearer to what their authors do beyond the layer (results/README.md): DuoRec's loss, HSTU's
 # scores and size, and the settings of BSARec's own log of this data set. As OF_DEPTH below.
 NEARER = {
@@ -73,7 +73,6 @@ NEARER = {
 }
 # LARES over HSTU without its depth.
 BASELINES['hstu_aligned_direction'] = {**BASELINES['hstu_direction'], **DUOREC}
-TUNED['hstu_aligned_direction'] = TUNED['hstu']
 CONSTANT = {'depth.distribution': 'constant'}
 ABLATIONS = {
   'no_trajectory_alignment': {'pretrain.loss.alpha': 0.0},
@@ -112,55 +111,47 @@ def get_config(variant: str = ''):
   if variant == 'tune':
     return tuning(beauty.get_config)
   if variant != 'depth':
-    return _with(NEARER, table(beauty.get_config, ablations=not variant))
-  config = _with(OF_DEPTH, depth(beauty.get_config))
+    return plan({**table(beauty.get_config, not variant, {}), **_more(NEARER)})
+  runs = {**depth(beauty.get_config), **_more(OF_DEPTH)}
   for other in ('equal_compute', 'dropout_50'):
     for name in ('lares_quick', 'lares'):
-      config.runs[f'{name}_to_{other}'] = {'of': name, 'against': f'sasrec_{other}'}
-  return config
+      runs[f'{name}_to_{other}'] = {'of': name, 'against': f'sasrec_{other}'}
+  return plan(runs)
 
 
-def _with(rows, config):
-  for name, (kind, changes, against, seeds) in rows.items():
-    config.runs[name] = ml_collections.ConfigDict(
-      {'config': _changed(beauty.get_config(kind), changes), 'against': against, 'seeds': seeds})
-  return config
+def _more(rows):
+  return {name: row(beauty.get_config, kind, changes, against=against, seeds=seeds)
+          for name, (kind, changes, against, seeds) in rows.items()}
 
 
 def depth(recipe):
   """Does depth pay? The recipe's phase one beside depth 0: the same, its parameters, its compute."""
-  config = table(recipe, ablations=False)
-  names = 'sasrec', 'sasrec_equal_parameters', 'sasrec_equal_compute', 'lares_quick', 'lares'
-  runs = {name: config.runs[name] for name in names}
-  config.runs = ml_collections.ConfigDict(runs, sort_keys=False)
-  return config
+  runs = table(recipe, False, {})
+  return {name: runs[name] for name in (
+    'sasrec', 'sasrec_equal_parameters', 'sasrec_equal_compute', 'lares_quick', 'lares')}
 
 
 def tuning(recipe):
   """Each rival at each dropout, seed 0."""
-  runs = {}
-  for name in (*BACKBONES, 'duorec', 'rearec_erl', 'rearec_prl'):
-    for rate, changes in DROPOUT.items():
-      config = _changed(recipe('plain'), {**BASELINES[name], **changes})
-      runs[f'{name}_{rate * 100:.0f}'] = {'config': config}
+  runs = {f'{name}_{rate * 100:.0f}': row(recipe, 'plain', {**BASELINES[name], **changes})
+          for name in (*BACKBONES, 'duorec', 'rearec_erl', 'rearec_prl')
+          for rate, changes in DROPOUT.items()}
   return plan(runs, reference=next(iter(runs)), seeds=(0,))
 
 
-def table(recipe, ablations: bool, more=()):
-  """The comparison of what `recipe` gives of '', 'quick' and 'plain'; `more` are backbones.
+def table(recipe, ablations: bool, more):
+  """Rows of what `recipe` gives of '', 'quick' and 'plain'; `more` are backbones.
 
   Ablations are of the quick recipe, but for those of the alignments.
   """
-  baselines, backbones = {**BASELINES, **dict(more)}, {**BACKBONES, **dict(more)}
-  tuned = lambda name: DROPOUT[TUNED[name]] if name in TUNED else {}
-  runs = {name: {'config': _changed(recipe('plain'), {**changes, **tuned(name)})}
-          for name, changes in baselines.items()}
-  runs['lares_quick'] = {'config': recipe('quick')}
-  runs['lares_quick_direction'] = {'config': _changed(recipe('quick'), DIRECTION),
-                                   'against': 'sasrec_direction'}
-  runs['lares'] = {'config': recipe('')}
-  runs['lares_direction'] = {'config': _changed(recipe(''), DIRECTION),
-                             'against': 'sasrec_direction'}
+  trained = functools.partial(row, recipe)
+  tuned = lambda name: DROPOUT.get(TUNED.get(name.split('_')[0], 0.0), {})
+  runs = {name: trained('plain', {**changes, **tuned(name)})
+          for name, changes in {**BASELINES, **more}.items()}
+  runs['lares_quick'] = trained('quick', {})
+  runs['lares_quick_direction'] = trained('quick', DIRECTION, against='sasrec_direction')
+  runs['lares'] = trained('', {})
+  runs['lares_direction'] = trained('', DIRECTION, against='sasrec_direction')
   for name in ONE_SEED:
     runs[name]['seeds'] = (0,)
   for other in ('lares_quick', 'sasrec_direction', 'duorec', 'duorec_equal_compute', 'bsarec',
@@ -169,30 +160,27 @@ def table(recipe, ablations: bool, more=()):
   for other in ('bsarec_direction', 'duorec_direction'):
     runs[f'lares_direction_to_{other}'] = {'of': 'lares_direction', 'against': other}
   if ablations:
-    runs['lares_phase_two'] = {'config': _changed(recipe(''), {'phases': ALL}), 'phase': 'posttrain',
-                               'against': 'lares_phase_one', 'seeds': (1, 2)}
-    runs['lares_phase_two_all_prompts'] = {
-      'config': _changed(recipe(''), {'phases': 'pretrain,posttrain'}), 'phase': 'posttrain',
-      'against': 'lares_phase_two', 'seeds': (1,)}
+    runs['lares_phase_two'] = trained('', {'phases': 'pretrain,select,posttrain'}, phase='posttrain',
+                                      against='lares_phase_one', seeds=(1, 2))
+    runs['lares_phase_two_all_prompts'] = trained(
+      '', {'phases': 'pretrain,posttrain'}, phase='posttrain', against='lares_phase_two', seeds=(1,))
     runs['lares_phase_one'] = {'of': 'lares_phase_two', 'phase': 'pretrain',
                                'against': 'lares_phase_one'}  # just these seeds; nothing is tested
-    for name, changes in backbones.items():  # the plug-in: each backbone under LARES
+    for name, changes in {**BACKBONES, **more}.items():  # the plug-in: each backbone under LARES
       for kind, variant in (('quick', 'quick'), ('lares', '')):
-        config = _changed(recipe(variant), {**changes, **_as_scores(changes)})
-        runs[f'{kind}_{name}'] = {'config': config, 'against': name, 'seeds': (0,)}
+        runs[f'{kind}_{name}'] = trained(
+          variant, {**changes, **_as_scores(changes)}, against=name, seeds=(0,))
     runs['lares_hstu']['seeds'] = (0, 1, 2)  # the plug-in with alignments that a CPU can afford
     for name, seeds in (('hstu', (0, 1, 2)), ('fmlp', (0,)), ('bsarec', (0,))):
-      config = _changed(recipe(''), {**BACKBONES[name], **DIRECTION})
-      runs[f'lares_{name}_direction'] = {
-        'config': config, 'against': f'{name}_direction', 'seeds': seeds}
+      runs[f'lares_{name}_direction'] = trained(
+        '', {**BACKBONES[name], **DIRECTION}, against=f'{name}_direction', seeds=seeds)
     runs['lares_hstu_direction_to_hstu_aligned_direction'] = {
       'of': 'lares_hstu_direction', 'against': 'hstu_aligned_direction'}
     for name, changes in ABLATIONS.items():
       against = AGAINST.get(name, 'lares_quick')
-      config = _changed(recipe('' if against == 'lares' else 'quick'), changes)
-      runs[name] = {'config': config, 'seeds': (0,), 'against': against}
+      runs[name] = trained('' if against == 'lares' else 'quick', changes, against=against, seeds=(0,))
     runs['combine_concat']['seeds'] = (0, 1)  # what it shows is worth a second
-  return plan(runs)
+  return runs
 
 
 def plan(runs, reference: str = 'sasrec', seeds=(0, 1, 2)):
@@ -203,13 +191,15 @@ def plan(runs, reference: str = 'sasrec', seeds=(0, 1, 2)):
   return config
 
 
+def row(recipe, kind: str, changes, **fields):
+  """A row of a plan: what `recipe` gives of `kind`, changed; `fields` as in comparison.Row."""
+  config = recipe(kind)
+  config.update_from_flattened_dict(changes)
+  return {'config': config, **fields}
+
+
 def _as_scores(changes):
   """Alignment of states as they score items, where the scores are cosines."""
   if changes.get('catalogue.similarity') != 'cos':
     return {}
   return {'pretrain.loss.similarity': 'cos', 'pretrain.loss.tau': changes['catalogue.tau']}
-
-
-def _changed(config, changes):
-  config.update_from_flattened_dict(changes)
-  return config

@@ -22,6 +22,6 @@ def get_config(variant: str = ''):
     raise ValueError(f'{variant}: use no variant, main, depth or text')
   recipe = lares.get_config
   if variant == 'depth':
-    return compare_beauty.depth(recipe)
+    return compare_beauty.plan(compare_beauty.depth(recipe))
   more = {**TIMES, **TEXT} if variant == 'text' else TIMES
-  return compare_beauty.table(recipe, variant != 'main', more)
+  return compare_beauty.plan(compare_beauty.table(recipe, variant != 'main', more))

@@ -15,23 +15,19 @@ import sys
 from configs import beauty, compare_beauty
 
 USERS = 4000
+SMALL = {
+  'data.max_history': 10, 'model.positions': 10, 'depth.mean': 2, 'evaluate.depths': (2, 4),
+  'pretrain.train.epochs': 50, 'pretrain.train.eval_every_epochs': 2.0, 'pretrain.train.patience': 3,
+  'pretrain.train.ema': 0.0, **{f'model.{part}_dropout': 0.35 for part in ('embed', 'pre', 'core')}}
 
 
 def get_config(variant: str = ''):
   if variant:
     raise ValueError(f'{variant}: this config has no variants')
-  runs = {kind: {'config': _rows(kind, batch)} for kind, batch in (('prefix', 512), ('packed', 16))}
+  runs = {kind: compare_beauty.row(
+    beauty.get_config, 'quick', {**SMALL, 'data.rows': kind, 'pretrain.train.batch_rows': batch})
+          for kind, batch in (('prefix', 512), ('packed', 16))}
   return compare_beauty.plan(runs, 'prefix')
-
-
-def _rows(kind: str, batch: int):
-  config = beauty.get_config('quick')
-  config.update_from_flattened_dict({
-    'data.rows': kind, 'data.max_history': 10, 'model.positions': 10, 'depth.mean': 2,
-    'evaluate.depths': (2, 4), 'pretrain.train.batch_rows': batch, 'pretrain.train.epochs': 50,
-    'pretrain.train.eval_every_epochs': 2.0, 'pretrain.train.patience': 3, 'pretrain.train.ema': 0.0,
-    **{f'model.{part}_dropout': 0.35 for part in ('embed', 'pre', 'core')}})
-  return config
 
 
 def sample(source: str, output: str) -> None:

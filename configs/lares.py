@@ -30,14 +30,10 @@ def get_config(variant: str = ''):
   config.posttrain.train.eval_every_epochs = 0.25
   config.posttrain.train.patience = 5
   config.posttrain.train.optimizer.learning_rate = 1e-5
+  # The same backbone without reasoning, trained as carefully: transformer at depth 0 is SASRec.
   if variant in ('plain', 'direction'):
-    _plain(config)
-  if variant == 'direction':  # depth 0, scored by the direction of its user vectors
+    config.depth.mean = 0
+    config.model.embed_dropout = config.model.pre_dropout = 0.35
+  if variant == 'direction':  # scored by the direction of its user vectors
     config.update_from_flattened_dict(DIRECTION)
   return config
-
-
-def _plain(config):
-  """The same backbone without reasoning, trained as carefully: transformer at depth 0 is SASRec."""
-  config.depth.mean = 0
-  config.model.embed_dropout = config.model.pre_dropout = 0.35

@@ -10,7 +10,6 @@ def get_config(variant: str = ''):
   config = lares.get_config(variant)
   config.model.embed_dropout = config.model.pre_dropout = config.model.core_dropout = 0.2
   config.pretrain.train.epochs = 14
-  config.pretrain.train.eval_every_epochs = 2.0
   config.pretrain.train.patience = 3
   config.evaluate.depths = (1, 2, 4, 8)
   return config

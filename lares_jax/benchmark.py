@@ -17,6 +17,7 @@ recommend_one take --rounds=300, or p99 says little.
 """
 
 import dataclasses
+import functools
 import itertools
 import json
 import pathlib
@@ -31,7 +32,6 @@ from ml_collections import config_flags
 
 from lares_jax import config as config_lib
 from lares_jax import report
-from lares_jax.config import Config
 from lares_jax.errors import InputError, front_door
 from lares_jax.experiment import Experiment
 from lares_jax.recommender import Recommender
@@ -54,7 +54,6 @@ RECOMMEND_BATCH = 4096
 class Variant:
   """One thing to time: `once` does a unit of work and says how many targets or users it held."""
 
-  name: str
   unit: str
   once: Callable[[], int]
   sizes: dict[str, float] = dataclasses.field(default_factory=dict)  # of a step's program
@@ -73,16 +72,18 @@ def main() -> None:
     return
   if config.depth.mean and _DEPTH.value > config.model.deepest:
     raise InputError(f'--depth={_DEPTH.value}: this model goes to {config.model.deepest}')
-  makers = {'packed': lambda config: _pretraining('packed', config), 'prefix': prefix,
-            'posttrain': posttrain, 'evaluate': evaluate,
-            'recommend': lambda config: recommend('recommend', config, RECOMMEND_BATCH),
-            'recommend_one': lambda config: recommend('recommend_one', config, 1)}
+  makers: dict[str, Callable[[Experiment], Variant]] = {
+    'packed': packed, 'prefix': prefix, 'posttrain': posttrain, 'evaluate': evaluate,
+    'recommend': functools.partial(recommend, RECOMMEND_BATCH),
+    'recommend_one': functools.partial(recommend, 1)}
   unknown = [w for w in _WHAT.value if w not in makers]
   if unknown:
     raise InputError(f'--what={unknown[0]}: use some of {", ".join(makers)}; or catalogue, by itself')
-  variants = [makers[w](config) for w in _WHAT.value]
+  experiment = Experiment(config, pathlib.Path())
+  variants = [makers[w](experiment) for w in _WHAT.value]
   seconds = timing.in_turns(dict(enumerate(variants)), _ROUNDS.value)
-  figures = [_figures(v, seconds[n]) for n, v in enumerate(variants)]
+  figures = [{'what': w, **_figures(v, seconds[n])}
+             for n, (w, v) in enumerate(zip(_WHAT.value, variants))]
   shown = lambda x: f'{x:,}' if isinstance(x, int | float) else x or ''
   print(report.table(list(figures[0]), [[shown(x) for x in f.values()] for f in figures]))
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
@@ -97,14 +98,14 @@ def main() -> None:
 def _figures(variant: Variant, seconds: list[float]) -> dict[str, Any]:
   median = float(np.median(seconds))
   sizes = variant.sizes
-  return {'what': variant.name, 'unit': variant.unit,
+  return {'unit': variant.unit,
           'units/s': round(float(np.mean(variant.counts)) / median),
           **{f'p{q} ms': round(float(np.percentile(seconds, q)) * 1e3, 1) for q in (50, 95, 99)},
           'temporaries MiB': round(sizes['temporaries_mib']) if sizes else None,
           'HLO lines': sizes.get('hlo_lines')}
 
 
-def _training(name: str, unit: str, experiment: Experiment, phase: loop.Phase, draw) -> Variant:
+def _training(unit: str, experiment: Experiment, phase: loop.Phase, draw) -> Variant:
   """A variant that takes real steps of a phase, one compiled program for all of them."""
   depth = experiment.config.depth
   if depth.mean and _DEPTH.value > depth.cap:
@@ -113,58 +114,53 @@ def _training(name: str, unit: str, experiment: Experiment, phase: loop.Phase, d
   put = lambda step: sharding.put_batch(phase.batches.batch(step), experiment.mesh)
   step = timing.Training(phase, experiment.init_params(), map(put, itertools.count()), draw)
   once = lambda: int(jax.device_get(step()['targets']))
-  return Variant(name, unit, once, step.sizes)
+  return Variant(unit, once, step.sizes)
 
 
-def _pretraining(name: str, config: Config) -> Variant:
-  experiment = Experiment(config, pathlib.Path())
+def packed(experiment: Experiment) -> Variant:
   phase = experiment.pretraining()
   draw = phase.objective.draw(np.random.default_rng(0))
+  config = experiment.config
   if config.model.reasoner == 'lares':  # the others draw nothing
     draw = draw._replace(depth=np.int32(_DEPTH.value if config.depth.mean else 0), pick=np.int32(1))
-  return _training(name, 'targets', experiment, phase, draw)
+  return _training('targets', experiment, phase, draw)
 
 
-def prefix(config: Config) -> Variant:
+def prefix(experiment: Experiment) -> Variant:
   """As published, alignment terms included: they are what the three views are for."""
+  config = experiment.config
   loss = dataclasses.replace(config.pretrain.loss, alpha=0.1, gamma=0.5, views='separate')
   train = dataclasses.replace(config.pretrain.train, batch_rows=PUBLISHED_BATCH, pairs=PUBLISHED_BATCH)
-  return _pretraining('prefix', dataclasses.replace(
+  return packed(dataclasses.replace(experiment, config=dataclasses.replace(
     config, data=dataclasses.replace(config.data, rows='prefix'),
-    pretrain=dataclasses.replace(config.pretrain, loss=loss, train=train)))
+    pretrain=dataclasses.replace(config.pretrain, loss=loss, train=train))))
 
 
-def posttrain(config: Config) -> Variant:
+def posttrain(experiment: Experiment) -> Variant:
+  config = experiment.config
   if not config.depth.mean or config.model.reasoner != 'lares':
     raise InputError('--what=posttrain: phase two is of LARES alone; give --what=packed,evaluate')
-  experiment = Experiment(config, pathlib.Path())
   phase = experiment.posttraining(experiment.init_params(), None)
   depths = np.full(config.posttrain.loss.rollouts, _DEPTH.value, np.int32)
   draw = phase.objective.draw(np.random.default_rng(0))._replace(depth_G=depths)
-  return _training('posttrain', 'prompts', experiment, phase, draw)
+  return _training('prompts', experiment, phase, draw)
 
 
-def evaluate(config: Config) -> Variant:
-  experiment = Experiment(config, pathlib.Path())
+def evaluate(experiment: Experiment) -> Variant:
   params = experiment.init_params()
-
-  def once() -> int:
-    return experiment.evaluator.ranks(params, 'test', (_DEPTH.value,)).shape[1]
-
-  return Variant('evaluate', 'users', once)
+  return Variant(
+    'users', lambda: experiment.evaluator.ranks(params, 'test', (_DEPTH.value,)).shape[1])
 
 
-def recommend(name: str, config: Config, count: int) -> Variant:
+def recommend(count: int, experiment: Experiment) -> Variant:
   """Different test users' histories at every call, their own items left out."""
-  experiment = Experiment(config, pathlib.Path())
   recommender = Recommender(experiment, experiment.init_params(), _DEPTH.value)
   histories = experiment.store.raw_histories(*experiment.store.targets('test'))
   order = itertools.cycle(np.random.default_rng(0).permutation(len(histories)))
   once = lambda: len(recommender.recommend([histories[m] for m in itertools.islice(order, count)]))
-
   for _ in range(300 // count):  # so that every size of history has met its program
     once()
-  return Variant(name, 'histories', once)
+  return Variant('histories', once)
 
 
 if __name__ == '__main__':

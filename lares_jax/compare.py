@@ -59,30 +59,27 @@ def main() -> None:
 
 def compare(plan: Plan, experiments: Mapping[str, Sequence[Experiment]]) -> list[dict[str, Any]]:
   """The lines of the table, one for each row and each way to treat the history, all numbers bare."""
-  cost = {name: _cost(runs, plan.runs[name].phase) for name, runs in experiments.items()}
+  found = {name: [_shown(e, plan.runs[name].phase) for e in runs] for name, runs in experiments.items()}
+  cost = {name: _cost(runs, found[name], plan.runs[name].phase) for name, runs in experiments.items()}
   lines = []
-  bar = tqdm.tqdm(total=len(HISTORIES) * len(plan.runs), desc='compare', unit='row', disable=None)
   for history in HISTORIES:
-    scores = {name: _scores(runs, plan.runs[name].phase, history)
-              for name, runs in experiments.items()}
+    scores = {name: _scores(shown, history) for name, shown in found.items()}
     # Rows that look at another's runs again add nothing.
     spread = significance.pooled(by_key['ndcg@10'].mean(1) for name, by_key in scores.items()
                                  if plan.source(name) == name)
     block = []
-    for name, runs in experiments.items():
+    for name, runs in tqdm.tqdm(experiments.items(), f'history {history}', unit='row', disable=None):
       line = {'run': name, 'history': history, 'seeds': len(runs)}
       for key, value_SxM in scores[name].items():
         mean_S = value_SxM.mean(1)
         line[key] = float(mean_S.mean())
         line[f'{key}_std'] = float(mean_S.std(ddof=1)) if len(runs) > 1 else None
       block.append({**line, **cost[name], **_difference(plan, name, scores, spread)})
-      bar.update()
     block.append(_popularity(experiments[plan.reference][0], history))
     tested = [line for line in block if 'p' in line]
     for line, p in zip(tested, significance.holm([line['p'] for line in tested])):
       line['p_holm'] = p
     lines += block
-  bar.close()
   return pl.DataFrame(lines, infer_schema_length=None).to_dicts()  # what a line lacks is None
 
 
@@ -103,17 +100,17 @@ def _popularity(experiment: Experiment, history: str) -> dict[str, Any]:
           **{key: float(value_M[key].mean()) for key in report.SHORT}}
 
 
-def _ranks(experiment: Experiment, phase: str) -> tuple[str, Mapping[str, np.ndarray]]:
-  """The phase shown (empty: the better one on validation), and what ranks.npz holds."""
-  return phase or experiment.result()['phase'], files.read_arrays(experiment.workdir / 'ranks.npz')
+def _shown(experiment: Experiment, phase: str) -> dict[str, Any]:
+  """Validation NDCG@10, and of ranks.npz depth and test ranks, of a phase; if empty, of the chosen."""
+  result, ranks = experiment.result(), files.read_arrays(experiment.workdir / 'ranks.npz')
+  phase = phase or result['phase']
+  return {'valid': result['validation_by_phase'][phase]['ndcg@10'],
+          **{key: ranks[f'{phase}_{key}'] for key in ('depth', 'test_ranked', 'test_removed')}}
 
 
-def _scores(runs: Sequence[Experiment], phase: str, history: str) -> dict[str, np.ndarray]:
+def _scores(shown: Sequence[Mapping[str, Any]], history: str) -> dict[str, np.ndarray]:
   """Each metric [seed, target] on test."""
-  by_seed = []
-  for experiment in runs:
-    shown, ranks = _ranks(experiment, phase)
-    by_seed.append(metrics.per_user(ranks[f'{shown}_test_{history}'], (10,)))
+  by_seed = [metrics.per_user(of_run[f'test_{history}'], (10,)) for of_run in shown]
   return {key: np.stack([values[key] for values in by_seed]) for key in report.SHORT}
 
 
@@ -130,24 +127,21 @@ def _difference(plan: Plan, name: str, scores, spread: significance.Spread) -> d
           'high': found.high, 'p': found.p}
 
 
-def _cost(runs: Sequence[Experiment], phase: str) -> dict[str, Any]:
+def _cost(runs: Sequence[Experiment], shown: Sequence[Mapping[str, Any]], phase: str) -> dict[str, Any]:
   """What does not depend on the history: validation, own items above, parameters, seconds, FLOPs."""
-  found = [(e.result(), *_ranks(e, phase)) for e in runs]
-  valid = [result['validation_by_phase'][shown]['ndcg@10'] for result, shown, _ in found]
-  depths = [int(ranks[f'{shown}_depth']) for _, shown, ranks in found]
-  width, items = runs[0].config.model.backbone.width, runs[0].store.num_items
+  depths = [int(of_run['depth']) for of_run in shown]
+  flops = {depth: flops_per_user(runs[0], depth) for depth in sorted(set(depths))}
   others = sum(x.size for key, tree in runs[0].abstract_params.items()
                if key not in GIVEN | {'item'} for x in jax.tree.leaves(tree))
-  above = [_own_above(ranks[f'{shown}_test_ranked'], ranks[f'{shown}_test_removed'])
-           for _, shown, ranks in found]
+  above = [_own_above(of_run['test_ranked'], of_run['test_removed']) for of_run in shown]
   phases = ('pretrain',) if phase == 'pretrain' else ('pretrain', 'posttrain')
-  by_depth = {depth: flops_per_user(runs[0], depth) for depth in set(depths)}
-  return {'depth': ', '.join(map(str, sorted(set(depths)))),
-          'validation_ndcg@10': float(np.mean(valid)), 'own_above': float(np.mean(above)),
-          'parameters': others + items * width,
+  return {'depth': ', '.join(map(str, flops)),
+          'validation_ndcg@10': float(np.mean([of_run['valid'] for of_run in shown])),
+          'own_above': float(np.mean(above)),
+          'parameters': others + runs[0].store.num_items * runs[0].config.model.backbone.width,
           'parameters_without_items': others,
           'training_seconds': float(np.mean([training_seconds(e.workdir, phases) for e in runs])),
-          'flops_per_user': float(np.mean([by_depth[depth] for depth in depths]))}
+          'flops_per_user': float(np.mean([flops[depth] for depth in depths]))}
 
 
 def _own_above(ranked_M: np.ndarray, removed_M: np.ndarray) -> float:

@@ -99,27 +99,23 @@ def start(plan: Plan, workdir: pathlib.Path, to_train: bool = True) -> dict[str,
 
   Where none is to be trained, one without a result leaves no directory and need not be able to run.
   """
-
-  wanted = lambda directory: to_train or (directory / 'result.json').exists()
-
-  def opened(config: Config, directory: pathlib.Path) -> Experiment:
-    if wanted(directory):
-      return Experiment.start(config, str(directory))
-    return Experiment(config, directory)
-
   out: dict[str, list[Experiment]] = {}
+  first: Experiment | None = None
   for name, row in plan.runs.items():
-    if row.config is not None:
-      data = row.config.data
-      data = dataclasses.replace(data, path=plan.data_path or data.path)
-      out[name] = [opened(dataclasses.replace(row.config, seed=seed, data=data),
-                          workdir.absolute() / name / f'seed_{seed}') for seed in plan.seeds_of(name)]
-  opened_runs = [(name, e) for name, runs in out.items() for e in runs if wanted(e.workdir)]
-  for name, e in opened_runs:
-    first, other = opened_runs[0]
-    if e.store.fingerprint != other.store.fingerprint:
-      raise InputError(f'config.runs.{name} reads another data set than {first}; '
-                       'give all one with --config.data_path')
+    if row.config is None:
+      continue
+    data = dataclasses.replace(row.config.data, path=plan.data_path or row.config.data.path)
+    out[name] = []
+    for seed in plan.seeds_of(name):
+      config = dataclasses.replace(row.config, seed=seed, data=data)
+      experiment = Experiment(config, workdir.absolute() / name / f'seed_{seed}')
+      if to_train or (experiment.workdir / 'result.json').exists():
+        experiment = Experiment.start(config, str(experiment.workdir))
+        first = first or experiment
+        if experiment.store.fingerprint != first.store.fingerprint:
+          raise InputError(f'config.runs.{name} reads another data set than '
+                           f'{first.workdir.parent.name}; give all one with --config.data_path')
+      out[name].append(experiment)
   return {name: out[plan.source(name)] for name in plan.runs}
 
 

@@ -49,7 +49,7 @@ class Difference:
 
 
 def difference(mine_SxM: np.ndarray, other_RxM: np.ndarray, spread: Spread, *,
-               same_runs: bool = False, seed: int = 0, resamples: int = 1999) -> Difference:
+               same_runs: bool = False, resamples: int = 1999) -> Difference:
   """Compares a metric of S runs with that of R other runs on the same M targets.
 
   Args:
@@ -57,14 +57,13 @@ def difference(mine_SxM: np.ndarray, other_RxM: np.ndarray, spread: Spread, *,
     other_RxM: the same of the other side, targets in the same order.
     spread: what the runs of a side vary by at least; see `pooled`.
     same_runs: run s of both sides shares its training (S = R), so that only their gap has an error.
-    seed: of the resampling.
-    resamples: how many.
+    resamples: of the bootstrap.
   """
   if mine_SxM.shape[1] != other_RxM.shape[1] or (same_runs and mine_SxM.shape != other_RxM.shape):
     raise ValueError(f'{mine_SxM.shape} and {other_RxM.shape} are not of the same targets and runs')
   gain_M = mine_SxM.mean(0) - other_RxM.mean(0)
   users = stats.bootstrap((gain_M,), np.mean, n_resamples=resamples, batch=_BATCH,
-                          method='percentile', rng=np.random.default_rng(seed))
+                          method='percentile', rng=np.random.default_rng(0))
   sides = [mine_SxM - other_RxM] if same_runs else [mine_SxM, other_RxM]
   runs = _over_runs([side.mean(1) for side in sides], UNKNOWN if same_runs else spread)
   variance = users.standard_error**2 + sum(v for v, _ in runs)

@@ -145,6 +145,14 @@ def test_the_rule_is_the_cheapest_that_keeps_quality_on_validation(run):
     assert line['threshold'] > 0 or line['mean_steps'] == rule.most
 
 
+def test_no_rule_is_tried_twice(run):
+  """Where the state has come to rest, quantiles of its changes are 0, which is tried anyway."""
+  rank_TxM, still = np.zeros((4, 5)), {criterion: np.zeros((4, 5)) for criterion in CRITERIA}
+  measured = dict.fromkeys(('valid', 'test'), quality.Measured(rank_TxM, rank_TxM == 0, still))
+  _, lines = quality.adaptive_lines(run.experiment, measured, 4, cost.PerUser((1, 1), (1, 1)))
+  assert [(line['criterion'], line['threshold']) for line in lines] == [(c, 0.0) for c in CRITERIA]
+
+
 def test_recommend_takes_the_rule(run):
   recommender = Recommender.load(str(run.workdir))
   out = recommender.recommend([['i1', 'i2']], depth='adaptive')[0]

@@ -134,12 +134,10 @@ def programs(experiment: Unbuilt) -> dict[str, Any]:
 
 def step(experiment: Unbuilt, phase: Phase):
   mesh = experiment.mesh
-  whole = sharding.replicated(mesh)
   shapes = jax.eval_shape(phase.fresh, experiment.abstract_params)
   places = sharding.of_tree(shapes, mesh)
-  draw = jax.tree.map(np.asarray, phase.objective.draw(np.random.default_rng(0)))
-  draw = abstract(draw, jax.tree.map(lambda _: whole, draw))
-  jitted = jax.jit(phase.update, donate_argnums=0, out_shardings=(places, whole))
+  draw = phase.objective.draw(np.random.default_rng(0))
+  jitted = jax.jit(phase.update, donate_argnums=0, out_shardings=(places, sharding.replicated(mesh)))
   batch = abstract_batch(phase.batches.batch(0), mesh)
   return jitted.trace(abstract(shapes, places), phase.reference, batch, draw)
 

@@ -95,24 +95,22 @@ def programs(experiment: Experiment, phase: Phase, params, depths: Sequence[int]
   Inference reads histories and finds the ten best items. A step of training is one of `phase`.
   """
   longest = np.argsort(-_lengths(experiment), kind='stable')[:1]
-  inputs = {'one': batch(experiment, longest, 1),
-            'full': batch(experiment, full_batch(experiment), experiment.config.evaluate.batch_rows)}
+  inputs = {'one': batch(experiment, longest, 1), 'full': batch(experiment, full_batch(experiment))}
   train_batch = sharding.put_batch(phase.batches.batch(0), experiment.mesh)
   lines: list[dict[str, Any]] = []
-  calls: dict[tuple[int, str], Callable[[], Any]] = {}
+  inference: dict[tuple[int, str], Callable[[], Any]] = {}
+  training: dict[tuple[int, str], Callable[[], Any]] = {}
   for depth in tqdm.tqdm(depths, desc='compile', unit='depth', leave=False, disable=None):
     infer = functools.partial(answer, experiment, depth)
     for size in ('one', 'full'):
       compiled, line = timing.compiled(infer, params, inputs[size])
-      calls[len(lines), size] = functools.partial(compiled, params, inputs[size])
+      inference[len(lines), size] = functools.partial(compiled, params, inputs[size])
     lines.append({'program': 'inference', 'depth': depth, **line})
     for name, remat in (('train, remat', True), ('train, no remat', False)):
       own, draw = _at(phase, depth, remat)
       step = timing.Training(own, jax.tree.map(jnp.copy, params), itertools.repeat(train_batch), draw)
-      calls[len(lines), 'full'] = step
+      training[len(lines), 'full'] = step
       lines.append({'program': name, 'depth': depth, **step.sizes})
-  training = {name: call for name, call in calls.items() if isinstance(call, timing.Training)}
-  inference = {name: call for name, call in calls.items() if name not in training}
   seconds_of = (timing.in_turns(inference, repeats) |
                 timing.in_turns(training, min(repeats, MEDIAN_TURNS)))
   for (n, size), seconds in seconds_of.items():
@@ -150,7 +148,7 @@ def _lengths(experiment: Experiment) -> np.ndarray:
   return np.minimum(index_M - experiment.store.offsets[user_M], experiment.config.data.max_history)
 
 
-def batch(experiment: Experiment, chosen_M: np.ndarray, rows: int) -> EvalBatch:
-  """The first batch of some of the test targets, on the device."""
+def batch(experiment: Experiment, chosen_M: np.ndarray, rows: int = 0) -> EvalBatch:
+  """The first batch of some of the test targets, on the device; of the evaluation's rows if 0."""
   first = next(experiment.evaluator.batches('test', chosen_M, rows))
   return sharding.put_batch(first._replace(index_BxA=None), experiment.mesh)

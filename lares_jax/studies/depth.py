@@ -29,7 +29,6 @@ _PROFILE = flags.DEFINE_bool('profile', False, 'Write a jax.profiler trace of a 
 
 
 def main() -> None:
-  """The command; see --help."""
   depths, widths = (whole_numbers(name, given, 1, DEEPEST) for name, given in (
     ('depths', _DEPTHS.value), ('widths', _WIDTHS.value)))
   if len(depths) < 2:

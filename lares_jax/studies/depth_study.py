@@ -33,12 +33,8 @@ def study(experiment: Experiment, place: str, depths: Sequence[int], widths: Seq
   tables: Tables = {'cost': cost.programs(experiment, phase, params, depths, repeats)}
   for line in tables['cost']:
     line |= counted.at(line['depth']) if line['program'] == 'inference' else {}
-  programs = page.grouped(tables['cost'], 'program')
-  fits = {name: _line_through(lines, 'full_ms') for name, lines in programs.items()}
-  tables['fit'] = [
-    {'program': name, 'ms_at_0': f.intercept, 'ms_a_step': f.slope, 'r2': f.rvalue**2, **{
-      f'residual_at_{p["depth"]}': p['full_ms'] - f.intercept - f.slope * p['depth']
-      for p in programs[name]}} for name, f in fits.items()]
+  tables['fit'] = [_fit(program, lines)
+                   for program, lines in page.grouped(tables['cost'], 'program').items()]
   measured = {split: quality.measure(experiment, params, split, max(depths), users)
               for split in ('valid', 'test')}
   tables['quality'] = [line for split, m in measured.items()
@@ -48,9 +44,8 @@ def study(experiment: Experiment, place: str, depths: Sequence[int], widths: Seq
   rule, lines = quality.adaptive_lines(experiment, measured, best, counted)
   tables['adaptive'] = served(recommender, experiment, tables['quality'], lines, best, repeats)
   tables['width'] = quality.width_lines(experiment, params, depths, widths, users, counted)
-  facts = _facts(experiment, phase.batches.batch(0), tables, fits, best,
-                 len(cost.full_batch(experiment)))
-  _write(output, tables, fits, facts)
+  facts = _facts(experiment, phase.batches.batch(0), tables, best)
+  _write(output, tables, facts)
   result = experiment.result()
   files.write_json(rule_file, {
     **dataclasses.asdict(rule), 'phase': result['phase'], 'step': result['step'], 'users': users})
@@ -83,20 +78,26 @@ def served(recommender: Recommender, experiment: Experiment, fixed: Sequence[Map
   return [{**line, 'full_ms': 1e3 * float(np.median(seconds[n]))} for n, line in enumerate(lines)]
 
 
+def _fit(program: str, lines: page.Lines) -> dict[str, Any]:
+  """The straight line over depth through the time of a full batch."""
+  fit = _line_through(lines, 'full_ms')
+  return {'program': program, 'ms_at_0': fit.intercept, 'ms_a_step': fit.slope, 'r2': fit.rvalue**2, **{
+    f'residual_at_{p["depth"]}': p['full_ms'] - fit.intercept - fit.slope * p['depth'] for p in lines}}
+
+
 def _line_through(lines: page.Lines, key: str):
-  """A straight line over depth, by least squares: its slope, intercept and rvalue."""
+  """By least squares: its slope, intercept and rvalue."""
   return stats.linregress([p['depth'] for p in lines], [p[key] for p in lines])
 
 
-def _facts(experiment: Experiment, batch: Batch, tables: Tables, fits: Mapping[str, Any],
-           best: int, users: int) -> list[str]:
+def _facts(experiment: Experiment, batch: Batch, tables: Tables, best: int) -> list[str]:
   """What a reader should take home."""
   chosen = next(line for line in tables['adaptive'] if line['chosen'])
   fixed = next(line for line in tables['adaptive']
                if line['criterion'] == 'fixed' and line['mean_steps'] == best)
   at = {line['depth']: line for line in tables['quality'] if line['split'] == 'test'}
   name = 'ndcg@10'
-  backbone = experiment.config.model.backbone
+  backbone, users = experiment.config.model.backbone, len(cost.full_batch(experiment))
   carried = batch.rows.item_BxL.size * backbone.width * jnp.dtype(backbone.dtype).itemsize / timing.MIB
   span = lambda lines, key: f'{lines[0][key]:,.1f} to {lines[-1][key]:,.1f}'
   each = lambda lines: _line_through(lines, 'temporaries_mib').slope
@@ -110,17 +111,16 @@ def _facts(experiment: Experiment, batch: Batch, tables: Tables, fits: Mapping[s
     f'the time for a full batch of {users} histories ({chosen["full_ms"]:.0f} ms).',
     f'An oracle that knew the best depth of each user: NDCG@10 {at["oracle"][name]:.4f} in '
     f'{at["oracle"]["mean_steps"]:.2f} steps.']
-  for p, lines in page.grouped(tables['cost'], 'program').items():
+  for fit, (p, lines) in zip(tables['fit'], page.grouped(tables['cost'], 'program').items()):
     facts.append(
-      f'{p}: {fits[p].intercept:.1f} ms + {fits[p].slope:.2f} ms a step, R² {fits[p].rvalue**2:.4f}; '
-      f'from depth {lines[0]["depth"]} to {lines[-1]["depth"]}: HLO {lines[0]["hlo_lines"]:,} to '
+      f'{p}: {fit["ms_at_0"]:.1f} ms + {fit["ms_a_step"]:.2f} ms a step, R² {fit["r2"]:.4f}; from '
+      f'depth {lines[0]["depth"]} to {lines[-1]["depth"]}: HLO {lines[0]["hlo_lines"]:,} to '
       f'{lines[-1]["hlo_lines"]:,} lines, compiled in {span(lines, "compile_s")} s, temporaries '
       f'{span(lines, "temporaries_mib")} MiB, {each(lines):.2f} a step.')
   return [*facts, f'The state that a training step must carry, of partners too, is {carried:.2f} MiB.']
 
 
-def _write(output: pathlib.Path, tables: Tables, fits: Mapping[str, Any],
-           facts: Sequence[str]) -> None:
+def _write(output: pathlib.Path, tables: Tables, facts: Sequence[str]) -> None:
   output.mkdir(parents=True, exist_ok=True)
   texts = {}
   for name, lines in tables.items():
@@ -131,7 +131,7 @@ def _write(output: pathlib.Path, tables: Tables, fits: Mapping[str, Any],
     files.write(output / f'{name}.md', (report.table(*texts[name]) + '\n').encode())
     files.write_json(output / f'{name}.json', {'rows': lines})
   drawn = {}
-  for name, plot in page.plots(tables, fits).items():
+  for name, plot in page.plots(tables).items():
     images = page.drawn(plot)
     for kind, content in images.items():
       files.write(output / f'{name}.{kind}', content)
@@ -150,7 +150,7 @@ def _cell(line: Mapping[str, Any], column: str) -> str:
 
 def _trace(experiment: Experiment, params, depth: int, directory: pathlib.Path) -> None:
   infer = jax.jit(functools.partial(cost.answer, experiment, depth))
-  batch = cost.batch(experiment, cost.full_batch(experiment), experiment.config.evaluate.batch_rows)
+  batch = cost.batch(experiment, cost.full_batch(experiment))
   jax.block_until_ready(infer(params, batch))
   with jax.profiler.trace(str(directory)):
     jax.block_until_ready(infer(params, batch))

@@ -8,6 +8,7 @@ is there to be counted; a loop whose length is not known is the one back over th
 import dataclasses
 from typing import Any
 
+import jax
 import numpy as np
 
 from lares_jax.model.depth import DepthConfig
@@ -38,15 +39,10 @@ def count(jaxpr, share: float, depth: int) -> float:
       total += count(_inner(params['jaxpr']), 1.0, depth)
     else:
       times = params['length'] if name == 'scan' else depth if name == 'while' else 1
-      total += times * sum(count(_inner(j), share, depth) for j in _jaxprs(params))
+      inner = [_inner(value) for value in jax.tree.leaves(params)]
+      total += times * sum(count(j, share, depth) for j in inner if hasattr(j, 'eqns'))
   return total
 
 
 def _inner(jaxpr: Any) -> Any:
   return getattr(jaxpr, 'jaxpr', jaxpr)
-
-
-def _jaxprs(params: dict[str, Any]) -> list[Any]:
-  values = [v for value in params.values()
-            for v in (value if isinstance(value, (tuple, list)) else (value,))]
-  return [v for v in values if hasattr(_inner(v), 'eqns')]

@@ -33,8 +33,8 @@ class Plot(NamedTuple):
   y_scale: str = 'linear'
 
 
-def plots(tables: Mapping[str, Lines], fits: Mapping[str, Any]) -> dict[str, Plot]:
-  """The plots by name; `fits` are the straight lines through the cost of each program."""
+def plots(tables: Mapping[str, Lines]) -> dict[str, Plot]:
+  """The plots by name."""
   fixed = [line for line in tables['quality'] if line['depth'] != 'oracle']
   test = [line for line in fixed if line['split'] == 'test']
   oracle = [line for line in tables['quality'] if line not in fixed and line['split'] == 'test']
@@ -46,11 +46,10 @@ def plots(tables: Mapping[str, Lines], fits: Mapping[str, Any]) -> dict[str, Plo
                        Curve('chosen', chosen, x, style='k*')]
   stepped = [*against('mean_steps'), Curve('oracle', oracle, 'mean_steps', style='rD')]
   latency = []
-  for name, lines in programs.items():
-    fit = fits[name]
-    line = [{**p, 'line': fit.intercept + fit.slope * p['depth']} for p in lines]
+  for fit, (name, lines) in zip(tables['fit'], programs.items()):
+    line = [{**p, 'line': fit['ms_at_0'] + fit['ms_a_step'] * p['depth']} for p in lines]
     latency += [Curve(name, lines, 'depth', 'full_ms', 'o'),
-                Curve(f'line, R² {fit.rvalue**2:.4f}', line, 'depth', 'line', '-')]
+                Curve(f'line, R² {fit["r2"]:.4f}', line, 'depth', 'line', '-')]
   return {
     'quality': Plot('Quality at each depth; bands are 95% bootstrap intervals over users.',
                     'steps', 'NDCG@10', [Curve(split, lines, 'depth')
@@ -100,9 +99,9 @@ def drawn(plot: Plot) -> dict[str, bytes]:
   axes.grid(alpha=0.3)
   axes.legend(fontsize='small')
   files = {}
-  for kind, metadata in (('png', None), ('svg', {'Date': None})):
+  for kind in ('png', 'svg'):
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=kind, dpi=160, metadata=metadata)
+    figure.savefig(buffer, format=kind, dpi=160, metadata={'Date': None})
     files[kind] = buffer.getvalue()
   return files
 

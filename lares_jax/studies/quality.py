@@ -31,7 +31,7 @@ class Measured(NamedTuple):
 def sample(experiment: Experiment, split: str, users: int) -> np.ndarray:
   """Which of the split's targets to measure: `users` of them at even distances, or all if 0."""
   count = len(experiment.store.targets(split)[0])
-  return np.arange(count) if not users else np.linspace(0, count - 1, min(users, count)).astype(int)
+  return np.linspace(0, count - 1, min(users or count, count)).astype(int)
 
 
 def measure(experiment: Experiment, params, split: str, most: int, users: int = 0) -> Measured:
@@ -112,8 +112,7 @@ def adaptive_lines(experiment: Experiment, measured: Mapping[str, Measured], mos
   wanted = KEPT * ndcg(valid, np.full(valid.rank_TxM.shape[1], most))
   found = []
   for criterion in CRITERIA:
-    thresholds = np.unique(np.quantile(valid.change[criterion][:most], _LEVELS))
-    for threshold in (0.0, *thresholds):
+    for threshold in np.unique([0.0, *np.quantile(valid.change[criterion][:most], _LEVELS)]):
       rule = Rule(criterion, float(threshold), most)
       step_M = stops(test, rule)
       values = metrics.summary(_at(test, step_M))
