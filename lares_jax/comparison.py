@@ -55,13 +55,7 @@ def plan_of(config: Mapping[str, Any]) -> Plan:
   Raises:
     InputError: it has a fault.
   """
-  values, runs = dict(config.items()), {}
-  for name, given in dict(values.pop('runs', {})).items():
-    where, fields = f'config.runs.{name}', dict(given.items())
-    own = fields.pop('config', None)
-    typed = None if own is None else config_lib.typed(own, Config, f'{where}.config')
-    runs[name] = dataclasses.replace(config_lib.typed(fields, Row, where), config=typed)
-  plan = dataclasses.replace(config_lib.typed(values, Plan), runs=runs)
+  plan = config_lib.typed(config, Plan)
   _check(plan)
   return plan
 
