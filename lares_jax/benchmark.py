@@ -139,9 +139,8 @@ def posttrain(config: Config) -> Variant:
     raise InputError('--what=posttrain: phase two is of LARES alone; give --what=packed,evaluate')
   experiment = Experiment(config, pathlib.Path())
   phase = experiment.posttraining(experiment.init_params(), None)
-  depths = np.full(config.posttrain.loss.rollouts, _DEPTH.value, np.int32)
-  draw = phase.objective.draw(np.random.default_rng(0))._replace(depth_G=depths)
-  return _training('posttrain', 'prompts', experiment, phase, draw)
+  depth_G = np.full(config.posttrain.loss.rollouts, _DEPTH.value, np.int32)
+  return _training('posttrain', 'prompts', experiment, phase, depth_G)
 
 
 def evaluate(config: Config) -> Variant:
