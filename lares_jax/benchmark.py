@@ -37,7 +37,8 @@ from lares_jax.experiment import Experiment
 from lares_jax.recommender import Recommender
 from lares_jax.studies import catalogue as catalogue_study
 from lares_jax.studies import timing
-from lares_jax.training import loop, sharding
+from lares_jax.training import sharding
+from lares_jax.training.state import Phase
 
 _CONFIG = config_flags.DEFINE_config_file('config', help_string='A file of configs/.')
 flags.mark_flag_as_required('config')
@@ -104,7 +105,7 @@ def _figures(variant: Variant, seconds: list[float]) -> dict[str, Any]:
           'HLO lines': sizes.get('hlo_lines')}
 
 
-def _training(name: str, unit: str, experiment: Experiment, phase: loop.Phase, draw) -> Variant:
+def _training(name: str, unit: str, experiment: Experiment, phase: Phase, draw) -> Variant:
   """A variant that takes real steps of a phase, one compiled program for all of them."""
   depth = experiment.config.depth
   if depth.mean and _DEPTH.value > depth.cap:

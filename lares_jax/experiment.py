@@ -32,8 +32,8 @@ from lares_jax.prepare import PrepareOptions, prepared
 from lares_jax.training import sharding
 from lares_jax.training.checkpoint import Checkpoints, abstract
 from lares_jax.training.evaluation import Evaluator
-from lares_jax.training.loop import Phase
 from lares_jax.training.sharding import MeshConfig
+from lares_jax.training.state import Phase
 
 _ITEMS = 'items.arrow'  # of a data set, and of a finished run
 

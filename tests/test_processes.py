@@ -20,7 +20,6 @@ from lares_jax import processes
 from lares_jax.errors import InputError
 from lares_jax.experiment import Experiment
 from lares_jax.training import sharding
-from lares_jax.training import state as state_lib
 from lares_jax.training.checkpoint import Checkpoints, abstract
 from lares_jax.training.sharding import MeshConfig
 
@@ -106,8 +105,7 @@ def _latest(workdir, phase: str):
   """The parameters of the latest checkpoint and its step, on one device whatever wrote it."""
   trained = Experiment.load(workdir)
   one = Experiment(dataclasses.replace(trained.config, mesh=MeshConfig()), trained.workdir)
-  optimizer = one.pretraining().optimizer
-  shapes = jax.eval_shape(lambda p: state_lib.create(p, optimizer, 0.0), one.abstract_params)
+  shapes = jax.eval_shape(one.pretraining().fresh, one.abstract_params)
   checkpoints = Checkpoints(workdir, phase)
   state, _ = checkpoints.restore(abstract(shapes, sharding.of_tree(shapes, one.mesh)))
   checkpoints.close()

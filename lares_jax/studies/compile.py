@@ -36,7 +36,7 @@ from lares_jax.studies import flops, hlo
 from lares_jax.training import sharding
 from lares_jax.training.checkpoint import abstract
 from lares_jax.training.evaluation import Evaluator
-from lares_jax.training.loop import Phase
+from lares_jax.training.state import Phase
 
 _CONFIG = config_flags.DEFINE_config_file('config', help_string='A file of configs/.')
 flags.mark_flag_as_required('config')

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import pathlib
 import signal
 import types
@@ -12,51 +11,13 @@ from typing import Any
 import grain
 import jax
 import numpy as np
-import optax
 
 from lares_jax import processes
-from lares_jax.data.batches import TrainBatches
 from lares_jax.errors import InputError, Interrupted
-from lares_jax.training import optimizer, sharding
-from lares_jax.training import state as state_lib
+from lares_jax.training import sharding
 from lares_jax.training.checkpoint import Checkpoints, abstract
 from lares_jax.training.log import Log
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Phase:
-  """What differs between the phases."""
-
-  name: str
-  objective: Any  # of objectives/
-  batches: TrainBatches
-  train: Any  # config.TrainConfig
-  seed: int
-  validate: Callable[[Any], dict[str, float]]  # parameters -> metrics, ndcg@10 among them
-  history: str  # ranked or removed, in these
-  reference: Any = None  # frozen parameters, or None
-  validate_first: bool = False  # before any update, so that training must beat its start
-
-  @property
-  def steps(self) -> int:
-    return max(int(self.train.epochs * self.batches.steps_per_epoch), 1)
-
-  @functools.cached_property
-  def optimizer(self) -> optax.GradientTransformation:
-    return optimizer.build(self.train.optimizer, self.steps, self.batches.steps_per_epoch)
-
-  @property
-  def eval_every(self) -> int:
-    return max(int(self.train.eval_every_epochs * self.batches.steps_per_epoch), 1)
-
-  def fresh(self, params) -> state_lib.TrainState:
-    """Before the first step."""
-    return state_lib.create(params, self.optimizer, self.train.ema)
-
-  def update(self, state: state_lib.TrainState, reference, batch, draw):
-    """One step, to be compiled: `state.train_step` of this phase."""
-    return state_lib.train_step(state, reference, batch, draw, objective=self.objective,
-                                optimizer=self.optimizer, seed=self.seed, ema=self.train.ema)
+from lares_jax.training.state import Phase, split
 
 
 @dataclasses.dataclass
@@ -135,7 +96,7 @@ def run(phase: Phase, start: Callable[[], Any], abstract_params, workdir: pathli
 def _loop(phase, state, step, progress, step_of, checkpoints, config, mesh, log, signals) -> None:
   batches, began = _inputs(phase, step), step
   last = None  # metrics of the step before, read only once the next is under way
-  trained, _ = state_lib.split(state.params)
+  trained, _ = split(state.params)
   names = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(trained)]
   while True:
     over = step >= phase.steps
