@@ -117,8 +117,7 @@ class Catalogue:
     Where fewer than k items are left after `hidden_MxH`, the score is -inf and the id -1.
     """
 
-    def of_share(share, over_shares, query_MxD, real_M, hidden_MxH):
-      del over_shares
+    def of_share(share, _, query_MxD, real_M, hidden_MxH):
       own = share_lib.best(share, query_MxD, real_M, k, hidden_MxH)
       if not self._spread:
         return own, None
@@ -268,8 +267,7 @@ def _total(catalogue: Catalogue, function, query_MxD, target_M, real_M, table_Rx
 def _total_forward(catalogue, function, query_MxD, target_M, real_M, table_RxD, with_M):
   """With the gradients, while the scores are at hand."""
 
-  def of_share(share, over_shares, query_MxD, target_M, real_M, *with_M):
-    del over_shares  # the share is the whole catalogue
+  def of_share(share, _, query_MxD, target_M, real_M, *with_M):  # the share is the whole catalogue
     logprob_M, d_query_MxD, d_table_RxD = share_lib.objective(
       share, function, query_MxD, target_M, real_M, with_M)
     return (logprob_M, d_query_MxD), d_table_RxD
@@ -280,7 +278,6 @@ def _total_forward(catalogue, function, query_MxD, target_M, real_M, table_RxD, 
 
 
 def _total_backward(catalogue, function, saved, grads):
-  del catalogue, function
   d_query_MxD, d_table_RxD = saved
   return grads[0] * d_query_MxD, None, None, grads[0] * d_table_RxD, None
 

@@ -110,8 +110,7 @@ class Pretrain:
     steps = depth.draw(self.depth, generator)
     return Draw(steps, np.int32(generator.integers(max(steps, 1))))
 
-  def __call__(self, params, reference, batch: Batch, draw: Draw, key):
-    del reference  # phase one has none
+  def __call__(self, params, _, batch: Batch, draw: Draw, key):
     noise, *keys = jax.random.split(key, 3)
     z_BxLxD = initial_state(self.model.config, batch.rows, noise, train=True)
     return self.loss(params, batch, draw, z_BxLxD, keys)

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import pathlib
 import signal
-import types
 from collections.abc import Callable
 from typing import Any
 
@@ -46,9 +45,8 @@ class Signals:
     self.caught: int | None = None
     self._before = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
 
-  def _note(self, signum: int, frame: types.FrameType | None) -> None:
-    del frame
-    if self.caught == signal.SIGINT and signum == signal.SIGINT:
+  def _note(self, signum: int, _) -> None:
+    if self.caught == signum == signal.SIGINT:
       raise KeyboardInterrupt
     self.caught = signum
 
@@ -136,7 +134,7 @@ def _inputs(phase: Phase, step: int):
     generator = np.random.default_rng([phase.seed, 3, step])
     return phase.batches.batch(step), phase.objective.draw(generator)
 
-  dataset = grain.MapDataset.range(step, phase.steps).map(lambda step: one(int(step)))
+  dataset = grain.MapDataset.range(step, phase.steps).map(one)
   return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
 
 
