@@ -140,7 +140,10 @@ class Catalogue:
     negative_N, log_expected_N = negatives.draw(
       sample, self.popularity, target_XxM.reshape(-1), real_XxM.reshape(-1), key)
     item_NxD = self.lookup(table_RxD, negative_N[None])[0]
-    own_MxXxD = self.lookup(table_RxD, jnp.moveaxis(target_XxM, -1, 0))
+    shape = target_XxM.shape
+    target_XxM = target_XxM.reshape(-1, shape[-1])
+    query_XxMxD = query_XxMxD.reshape(*target_XxM.shape, -1)
+    own_XxMxD = jnp.moveaxis(self.lookup(table_RxD, target_XxM.T), 0, 1)  # by M: it is split
 
     @jax.checkpoint
     def of_queries(args):
@@ -154,11 +157,8 @@ class Catalogue:
         lse_M = negatives.log_sum_exp(score_MxN, score_M, negative_N, log_expected_N, target_M)
       return Likelihood(lse_M, score_M)
 
-    shape = target_XxM.shape
-    several = lambda x, rest: x.reshape(-1, shape[-1], *rest)
-    args = (several(query_XxMxD, query_XxMxD.shape[-1:]),
-            several(jnp.moveaxis(own_MxXxD, 0, -2), query_XxMxD.shape[-1:]), several(target_XxM, ()))
-    return jax.tree.map(lambda x: x.reshape(shape), jax.lax.map(of_queries, args))
+    out = jax.lax.map(of_queries, (query_XxMxD, own_XxMxD, target_XxM))
+    return jax.tree.map(lambda x: x.reshape(shape), out)
 
   def split(self, rows):
     """Arrays of batch rows, split over `data` if they can be; for those that grew out of a batch."""
@@ -287,12 +287,8 @@ _total.defvjp(_total_forward, _total_backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _lookup(catalogue: Catalogue, table_RxD, item_BxL):
-  def on_device(table_RxD, item_BxL):
-    return jax.lax.psum(catalogue._share(table_RxD).lookup(item_BxL), 'catalogue')
-
-  by_row, by_batch = PartitionSpec('catalogue'), PartitionSpec(catalogue._data_axis(len(item_BxL)))
-  return jax.shard_map(on_device, mesh=catalogue.mesh, in_specs=(by_row, by_batch),
-                       out_specs=by_batch, check_vma=False)(table_RxD, item_BxL)
+  of_share = lambda share, over_shares, item_BxL: (over_shares(share.lookup(item_BxL)), None)
+  return catalogue._on_devices(of_share, table_RxD, item_BxL)[0]
 
 
 def _lookup_backward(catalogue, saved, d_BxLxD):
