@@ -34,7 +34,6 @@ from lares_jax.experiment import Experiment
 from lares_jax.negatives import Popularity
 from lares_jax.studies import flops, hlo
 from lares_jax.training import sharding
-from lares_jax.training.checkpoint import abstract
 from lares_jax.training.evaluation import Evaluator
 from lares_jax.training.state import Phase
 
@@ -135,13 +134,13 @@ def programs(experiment: Unbuilt) -> dict[str, Any]:
 def step(experiment: Unbuilt, phase: Phase):
   mesh = experiment.mesh
   whole = sharding.replicated(mesh)
-  shapes = jax.eval_shape(phase.fresh, experiment.abstract_params)
-  places = sharding.of_tree(shapes, mesh)
-  draw = jax.tree.map(np.asarray, phase.objective.draw(np.random.default_rng(0)))
-  draw = abstract(draw, jax.tree.map(lambda _: whole, draw))
+  state = sharding.placed(phase.fresh, experiment.abstract_params, mesh)
+  places = jax.tree.map(lambda x: x.sharding, state)
+  draw = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
+                      phase.objective.draw(np.random.default_rng(0)))
   jitted = jax.jit(phase.update, donate_argnums=0, out_shardings=(places, whole))
   batch = abstract_batch(phase.batches.batch(0), mesh)
-  return jitted.trace(abstract(shapes, places), phase.reference, batch, draw)
+  return jitted.trace(state, phase.reference, batch, draw)
 
 
 def evaluation(experiment: Unbuilt):

@@ -14,7 +14,7 @@ import numpy as np
 from lares_jax import processes
 from lares_jax.errors import InputError, Interrupted
 from lares_jax.training import sharding
-from lares_jax.training.checkpoint import Checkpoints, abstract
+from lares_jax.training.checkpoint import Checkpoints
 from lares_jax.training.log import Log
 from lares_jax.training.state import Phase, split
 
@@ -67,14 +67,14 @@ def run(phase: Phase, start: Callable[[], Any], abstract_params, workdir: pathli
     InputError: the loss or a gradient was not finite more often than `on_nan` allows.
   """
   checkpoints = Checkpoints(workdir, phase.name)
-  shapes = jax.eval_shape(phase.fresh, abstract_params)
-  places = sharding.of_tree(shapes, mesh)
+  abstract_state = sharding.placed(phase.fresh, abstract_params, mesh)
+  places = jax.tree.map(lambda x: x.sharding, abstract_state)
   progress = Progress()
   if checkpoints.latest_step is None:
     own = phase.reference is None  # then nobody else needs the parameters: they are taken over
     state = jax.jit(phase.fresh, out_shardings=places, donate_argnums=0 if own else ())(start())
   else:
-    state, saved = checkpoints.restore(abstract(shapes, places))
+    state, saved = checkpoints.restore(abstract_state)
     progress = Progress(**saved)
   step_of = jax.jit(
     phase.update, donate_argnums=0, out_shardings=(places, sharding.replicated(mesh)))
