@@ -1,10 +1,8 @@
 """The only file that knows all items: whatever compares with all passes here, on one device or many.
 
-Everything that compares a user vector with items: the cross-entropy of phase one, the reward and
-the target log-probabilities of phase two, evaluation, and recommendation. On a mesh the table's
-rows are split over the axis `catalogue` and queries over `data`; each device scores its own rows
-(`share`). Along `catalogue` what crosses the wire is of the size of the queries; along `data` it is
-the gradient of a share of the table.
+On a mesh the table's rows are split over the axis `catalogue` and queries over `data`; each device
+scores its own rows (`share`). Along `catalogue` what crosses the wire is of the size of the queries;
+along `data` it is the gradient of a share of the table.
 """
 
 import dataclasses
@@ -54,11 +52,6 @@ class Catalogue:
     """R: V, padded so that every device on the axis `catalogue` holds as many rows."""
     return -(-self.items // self._shares) * self._shares
 
-  @property
-  def keeps(self) -> bool:
-    """Whether `total` takes its gradients while the scores are at hand."""
-    return self._shares == 1 and self.config.kept(self.items) > 0
-
   def likelihood(self, query_MxD, target_M, real_M, table_RxD, key=None) -> Likelihood:
     """Softmax over the catalogue: exact, or what `catalogue.loss` puts in its place.
 
@@ -78,12 +71,12 @@ class Catalogue:
     """Sum of function(logprob, *with) over the real queries; log-probabilities [M], 0 if not real.
 
     `function` works element by element and closes over no array: those are `with_M`. Only the sum
-    has a gradient, by queries and table. Where the catalogue is small enough (`catalogue.keep`), no
-    score is computed twice for it.
+    has a gradient, by queries and table. Where the catalogue is not split, and small enough
+    (`catalogue.keep`), no score is computed twice for it.
     """
     with jax.named_scope('catalogue'):
       sampled = key is not None and self.config.loss != 'exact'
-      if sampled or not self.keeps:
+      if sampled or self._shares > 1 or not self.config.kept(self.items):
         logprob_M = self.likelihood(query_MxD, target_M, real_M, table_RxD, key).logprob_M
         total, logprob_M = _sum(function, logprob_M, real_M, with_M)
         return total, jax.lax.stop_gradient(logprob_M)
