@@ -84,8 +84,7 @@ class Posttrain:
     reference = jax.lax.stop_gradient(reference)
     frozen_TxGxMxD, _ = self._states(reference, batch, depth_G, initial[1], False, key)
     prompt_M, target_M = batch.scored_BxA.reshape(-1), batch.target_BxA.reshape(-1)
-    group = jnp.arange(c.rollouts)
-    final_GxMxD = jax.lax.stop_gradient(states_TxGxMxD[depth_G - 1, group])
+    final_GxMxD = jax.lax.stop_gradient(states_TxGxMxD[depth_G - 1, jnp.arange(c.rollouts)])
     each = lambda x_M: jnp.broadcast_to(x_M, final_GxMxD.shape[:2])
     rank_GxM = self.catalogue.ranks(final_GxMxD.astype(jnp.float32), each(target_M), each(prompt_M),
                                     jax.lax.stop_gradient(params['item']))
@@ -107,11 +106,10 @@ class Posttrain:
       functools.partial(policy_loss, c.beta), states_TxGxMxD.astype(jnp.float32), wide(target_M),
       real_TxGxM, params['item'], (reference_TxGxM, wide(advantage_GxM), weight_TxGxM), sample)
     kl_TxGxM = divergence(logprob_TxGxM, reference_TxGxM)
-    equal_M = reward_GxM.max(axis=0) == reward_GxM.min(axis=0)
     seen = {
       'targets': prompts, 'depth': depth_G.mean(),
       'reward': over(reward_GxM.mean(axis=0)), 'reward_spread': over(reward_GxM.std(axis=0)),
-      'equal_groups': over(equal_M),
+      'equal_groups': over(reward_GxM.max(axis=0) == reward_GxM.min(axis=0)),
       'advantage_spread': jnp.sqrt(over(jnp.square(advantage_GxM).mean(axis=0))),
       'kl': (weight_TxGxM * kl_TxGxM).sum(), 'distance_last': distance_T[depth_G.max() - 1],
       'advantage_GxM': advantage_GxM,
