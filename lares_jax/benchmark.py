@@ -37,7 +37,8 @@ from lares_jax.experiment import Experiment
 from lares_jax.recommender import Recommender
 from lares_jax.studies import catalogue as catalogue_study
 from lares_jax.studies import timing
-from lares_jax.training import loop, sharding
+from lares_jax.training import sharding
+from lares_jax.training.state import Phase
 
 _CONFIG = config_flags.DEFINE_config_file('config', help_string='A file of configs/.')
 flags.mark_flag_as_required('config')
@@ -105,7 +106,7 @@ def _figures(variant: Variant, seconds: list[float]) -> dict[str, Any]:
           'HLO lines': sizes.get('hlo_lines')}
 
 
-def _training(unit: str, experiment: Experiment, phase: loop.Phase, draw) -> Variant:
+def _training(unit: str, experiment: Experiment, phase: Phase, draw) -> Variant:
   """A variant that takes real steps of a phase, one compiled program for all of them."""
   depth = experiment.config.depth
   if depth.mean and _DEPTH.value > depth.cap:
@@ -141,9 +142,8 @@ def posttrain(experiment: Experiment) -> Variant:
   if not config.depth.mean or config.model.reasoner != 'lares':
     raise InputError('--what=posttrain: phase two is of LARES alone; give --what=packed,evaluate')
   phase = experiment.posttraining(experiment.init_params(), None)
-  depths = np.full(config.posttrain.loss.rollouts, _DEPTH.value, np.int32)
-  draw = phase.objective.draw(np.random.default_rng(0))._replace(depth_G=depths)
-  return _training('prompts', experiment, phase, draw)
+  depth_G = np.full(config.posttrain.loss.rollouts, _DEPTH.value, np.int32)
+  return _training('prompts', experiment, phase, depth_G)
 
 
 def evaluate(experiment: Experiment) -> Variant:

@@ -1,10 +1,8 @@
 """The only file that knows all items: whatever compares with all passes here, on one device or many.
 
-Everything that compares a user vector with items: the cross-entropy of phase one, the reward and
-the target log-probabilities of phase two, evaluation, and recommendation. On a mesh the table's
-rows are split over the axis `catalogue` and queries over `data`; each device scores its own rows
-(`share`). Along `catalogue` what crosses the wire is of the size of the queries; along `data` it is
-the gradient of a share of the table.
+On a mesh the table's rows are split over the axis `catalogue` and queries over `data`; each device
+scores its own rows (`share`). Along `catalogue` what crosses the wire is of the size of the queries;
+along `data` it is the gradient of a share of the table.
 """
 
 import dataclasses
@@ -54,11 +52,6 @@ class Catalogue:
     """R: V, padded so that every device on the axis `catalogue` holds as many rows."""
     return -(-self.items // self._shares) * self._shares
 
-  @property
-  def keeps(self) -> bool:
-    """Whether `total` takes its gradients while the scores are at hand."""
-    return self._shares == 1 and self.config.kept(self.items) > 0
-
   def likelihood(self, query_MxD, target_M, real_M, table_RxD, key=None) -> Likelihood:
     """Softmax over the catalogue: exact, or what `catalogue.loss` puts in its place.
 
@@ -78,12 +71,12 @@ class Catalogue:
     """Sum of function(logprob, *with) over the real queries; log-probabilities [M], 0 if not real.
 
     `function` works element by element and closes over no array: those are `with_M`. Only the sum
-    has a gradient, by queries and table. Where the catalogue is small enough (`catalogue.keep`), no
-    score is computed twice for it.
+    has a gradient, by queries and table. Where the catalogue is not split, and small enough
+    (`catalogue.keep`), no score is computed twice for it.
     """
     with jax.named_scope('catalogue'):
       sampled = key is not None and self.config.loss != 'exact'
-      if sampled or not self.keeps:
+      if sampled or self._shares > 1 or not self.config.kept(self.items):
         logprob_M = self.likelihood(query_MxD, target_M, real_M, table_RxD, key).logprob_M
         total, logprob_M = _sum(function, logprob_M, real_M, with_M)
         return total, jax.lax.stop_gradient(logprob_M)
@@ -117,8 +110,7 @@ class Catalogue:
     Where fewer than k items are left after `hidden_MxH`, the score is -inf and the id -1.
     """
 
-    def of_share(share, over_shares, query_MxD, real_M, hidden_MxH):
-      del over_shares
+    def of_share(share, _, query_MxD, real_M, hidden_MxH):
       own = share_lib.best(share, query_MxD, real_M, k, hidden_MxH)
       if not self._spread:
         return own, None
@@ -141,7 +133,10 @@ class Catalogue:
     negative_N, log_expected_N = negatives.draw(
       sample, self.popularity, target_XxM.reshape(-1), real_XxM.reshape(-1), key)
     item_NxD = self.lookup(table_RxD, negative_N[None])[0]
-    own_MxXxD = self.lookup(table_RxD, jnp.moveaxis(target_XxM, -1, 0))
+    shape = target_XxM.shape
+    target_XxM = target_XxM.reshape(-1, shape[-1])
+    query_XxMxD = query_XxMxD.reshape(*target_XxM.shape, -1)
+    own_XxMxD = jnp.moveaxis(self.lookup(table_RxD, target_XxM.T), 0, 1)  # by M: it is split
 
     @jax.checkpoint
     def of_queries(args):
@@ -155,11 +150,8 @@ class Catalogue:
         lse_M = negatives.log_sum_exp(score_MxN, score_M, negative_N, log_expected_N, target_M)
       return Likelihood(lse_M, score_M)
 
-    shape = target_XxM.shape
-    several = lambda x, rest: x.reshape(-1, shape[-1], *rest)
-    args = (several(query_XxMxD, query_XxMxD.shape[-1:]),
-            several(jnp.moveaxis(own_MxXxD, 0, -2), query_XxMxD.shape[-1:]), several(target_XxM, ()))
-    return jax.tree.map(lambda x: x.reshape(shape), jax.lax.map(of_queries, args))
+    out = jax.lax.map(of_queries, (query_XxMxD, own_XxMxD, target_XxM))
+    return jax.tree.map(lambda x: x.reshape(shape), out)
 
   def split(self, rows):
     """Arrays of batch rows, split over `data` if they can be; for those that grew out of a batch."""
@@ -268,8 +260,7 @@ def _total(catalogue: Catalogue, function, query_MxD, target_M, real_M, table_Rx
 def _total_forward(catalogue, function, query_MxD, target_M, real_M, table_RxD, with_M):
   """With the gradients, while the scores are at hand."""
 
-  def of_share(share, over_shares, query_MxD, target_M, real_M, *with_M):
-    del over_shares  # the share is the whole catalogue
+  def of_share(share, _, query_MxD, target_M, real_M, *with_M):  # the share is the whole catalogue
     logprob_M, d_query_MxD, d_table_RxD = share_lib.objective(
       share, function, query_MxD, target_M, real_M, with_M)
     return (logprob_M, d_query_MxD), d_table_RxD
@@ -280,7 +271,6 @@ def _total_forward(catalogue, function, query_MxD, target_M, real_M, table_RxD, 
 
 
 def _total_backward(catalogue, function, saved, grads):
-  del catalogue, function
   d_query_MxD, d_table_RxD = saved
   return grads[0] * d_query_MxD, None, None, grads[0] * d_table_RxD, None
 
@@ -290,12 +280,8 @@ _total.defvjp(_total_forward, _total_backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _lookup(catalogue: Catalogue, table_RxD, item_BxL):
-  def on_device(table_RxD, item_BxL):
-    return jax.lax.psum(catalogue._share(table_RxD).lookup(item_BxL), 'catalogue')
-
-  by_row, by_batch = PartitionSpec('catalogue'), PartitionSpec(catalogue._data_axis(len(item_BxL)))
-  return jax.shard_map(on_device, mesh=catalogue.mesh, in_specs=(by_row, by_batch),
-                       out_specs=by_batch, check_vma=False)(table_RxD, item_BxL)
+  of_share = lambda share, over_shares, item_BxL: (over_shares(share.lookup(item_BxL)), None)
+  return catalogue._on_devices(of_share, table_RxD, item_BxL)[0]
 
 
 def _lookup_backward(catalogue, saved, d_BxLxD):

@@ -30,10 +30,10 @@ from lares_jax.objectives.pretrain import Pretrain
 from lares_jax.objectives.rearec import Rearec
 from lares_jax.prepare import PrepareOptions, prepared
 from lares_jax.training import sharding
-from lares_jax.training.checkpoint import Checkpoints, abstract
+from lares_jax.training.checkpoint import Checkpoints
 from lares_jax.training.evaluation import Evaluator
-from lares_jax.training.loop import Phase
 from lares_jax.training.sharding import MeshConfig
+from lares_jax.training.state import Phase
 
 _ITEMS = 'items.arrow'  # of a data set, and of a finished run
 
@@ -232,8 +232,7 @@ class Experiment:
 
   @functools.cached_property
   def abstract_params(self) -> Any:
-    shapes = jax.eval_shape(self._init, jax.random.key(0))
-    return abstract(shapes, sharding.of_tree(shapes, self.mesh))
+    return sharding.placed(self._init, jax.random.key(0), self.mesh)
 
   def _init(self, key) -> Any:
     rows = blank((1, self.config.data.length), self.config.model.backbone.times)

@@ -29,7 +29,7 @@ from lares_jax.experiment import Experiment
 from lares_jax.model.depth import DepthConfig
 from lares_jax.model.tedrec import FusionConfig
 from lares_jax.training import sharding
-from lares_jax.training.checkpoint import Checkpoints, abstract
+from lares_jax.training.checkpoint import Checkpoints
 from lares_jax.training.sharding import MeshConfig
 
 MESHES = {'8x1': (8, 1), '1x8': (1, 8), '2x4': (2, 4)}
@@ -125,7 +125,8 @@ def train(experiment: Experiment, state, first: int, steps: int):
   """The state after `steps` steps of phase one, and the metrics of each."""
   (phase, step_of), mesh = phase_one(experiment), experiment.mesh
   if state is None:
-    places = sharding.of_tree(jax.eval_shape(phase.fresh, experiment.abstract_params), mesh)
+    state = sharding.placed(phase.fresh, experiment.abstract_params, mesh)
+    places = jax.tree.map(lambda x: x.sharding, state)
     state = jax.jit(phase.fresh, out_shardings=places)(experiment.init_params())
   seen = []
   for step in range(first, first + steps):
@@ -172,8 +173,7 @@ def training(name, shape):
   saved.save(20, state, {'best_step': -1}, {})
   saved.wait()
   alone = cache['alone']
-  shapes = jax.eval_shape(lambda: cache['after 20'])
-  state, _ = saved.restore(abstract(shapes, sharding.of_tree(shapes, alone.mesh)))
+  state, _ = saved.restore(sharding.placed(lambda state: state, cache['after 20'], alone.mesh))
   saved.close()
   state, _ = train(alone, state, 20, 5)
   close(state, cache['after 25'], f'25 steps, 20 of them on {name}', 1e-5)
@@ -226,8 +226,7 @@ def traffic(name, shape):
   """What crosses the wire in a train step and in evaluation never has the size of a share."""
   split = experiment(shape, 'large')
   (phase, step_of), mesh = phase_one(split), split.mesh
-  shapes = jax.eval_shape(phase.fresh, split.abstract_params)
-  state = abstract(shapes, sharding.of_tree(shapes, mesh))
+  state = sharding.placed(phase.fresh, split.abstract_params, mesh)
   batch = sharding.put_batch(phase.batches.batch(0), mesh)
   draw = phase.objective.draw(np.random.default_rng(0))
   hlo = step_of.lower(state, batch, draw).compile().as_text()

@@ -28,7 +28,6 @@ from lares_jax.objectives.rearec import Rearec, RearecConfig, divergence
 from lares_jax.prepare import PrepareOptions, prepared
 from lares_jax.recommender import Recommender, encode
 from lares_jax.training import evaluation, sharding
-from lares_jax.training import state as state_lib
 
 STEPS = 60
 PLAIN = {'depth.mean': 0}
@@ -89,9 +88,8 @@ TERMS = {'duorec': ('partner_alignment',), 'erl': ('divergence',),
 def _trained(experiment: Experiment, terms):
   """Parameters after some steps, without a workdir; the loss must have the terms."""
   phase = experiment.pretraining()
-  state = state_lib.create(experiment.init_params(), phase.optimizer, 0.0)
-  step_of = jax.jit(lambda state, batch, draw: state_lib.train_step(
-    state, None, batch, draw, objective=phase.objective, optimizer=phase.optimizer, seed=0, ema=0.0))
+  state = phase.fresh(experiment.init_params())
+  step_of = jax.jit(lambda state, batch, draw: phase.update(state, None, batch, draw))
   for step in range(STEPS):
     draw = phase.objective.draw(np.random.default_rng(step))
     batch = sharding.put_batch(phase.batches.batch(step), experiment.mesh)
@@ -287,7 +285,7 @@ def test_text_is_given_to_both_phases_and_neither_trained_nor_averaged(built_in,
   for name in ('pretrain', 'posttrain'):
     params, _, _ = experiment.best(name)
     np.testing.assert_array_equal(params['text'], table_VxW)
-  state = state_lib.create(experiment.init_params(), phase.optimizer, 0.9)
+  state = experiment.pretraining().fresh(experiment.init_params())
   assert 'text' not in {*state.opt_state[0].mu, *state.average} and 'text' in state.evaluated
 
 

@@ -121,10 +121,10 @@ def test_posttraining_losses_and_gradients(name, reward):
     posttrain.PosttrainConfig(rollouts=3, reward=reward, k=5, beta=0.5))
   z = golden['input/initial_state_SxBxLxD']
   initial = tuple(z[i:i + 3].reshape(18, 8, 16) for i in (3, 6))
-  draw = posttrain.Draw(np.array([3, 1, 4], np.int32))
+  depth_G = np.array([3, 1, 4], np.int32)
 
   def loss(params):
-    return objective.loss(params, tree(golden, 'ref_param/'), _batch(golden), draw, initial,
+    return objective.loss(params, tree(golden, 'ref_param/'), _batch(golden), depth_G, initial,
                           jax.random.key(0))
 
   (total, seen), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(tree(golden, 'param/'))

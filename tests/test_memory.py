@@ -14,7 +14,6 @@ from tiny import make_config, make_store
 from lares_jax.catalogue import CatalogueConfig
 from lares_jax.experiment import Experiment
 from lares_jax.scoring import FEW
-from lares_jax.training import state as state_lib
 
 ITEMS, BLOCK = 1009, 64  # a prime, so that no other axis is as long by chance
 
@@ -78,12 +77,11 @@ def test_train_step(store, phase, tile, kept):
     experiment = dataclasses.replace(
       experiment, config=dataclasses.replace(experiment.config, pretrain=pretrain))
   phase = experiment.posttraining(params, None) if phase == 'posttrain' else experiment.pretraining()
-  state = state_lib.create(params, phase.optimizer, 0.0)
+  state = phase.fresh(params)
   batch, draw = phase.batches.batch(0), phase.objective.draw(np.random.default_rng(0))
   assert batch.scored_BxA.size > FEW
-  _check(lambda *args: state_lib.train_step(
-    *args, objective=phase.objective, optimizer=phase.optimizer, seed=0, ema=0.0),
-    (state, phase.reference, jax.tree.map(np.asarray, batch), draw), kept or 8)
+  args = state, phase.reference, jax.tree.map(np.asarray, batch), draw
+  _check(phase.update, args, kept or 8)
 
 
 @pytest.mark.parametrize('history', ('ranked', 'removed'))

@@ -20,8 +20,7 @@ from lares_jax import processes
 from lares_jax.errors import InputError
 from lares_jax.experiment import Experiment
 from lares_jax.training import sharding
-from lares_jax.training import state as state_lib
-from lares_jax.training.checkpoint import Checkpoints, abstract
+from lares_jax.training.checkpoint import Checkpoints
 from lares_jax.training.sharding import MeshConfig
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -106,10 +105,9 @@ def _latest(workdir, phase: str):
   """The parameters of the latest checkpoint and its step, on one device whatever wrote it."""
   trained = Experiment.load(workdir)
   one = Experiment(dataclasses.replace(trained.config, mesh=MeshConfig()), trained.workdir)
-  optimizer = one.pretraining().optimizer
-  shapes = jax.eval_shape(lambda p: state_lib.create(p, optimizer, 0.0), one.abstract_params)
+  state = sharding.placed(one.pretraining().fresh, one.abstract_params, one.mesh)
   checkpoints = Checkpoints(workdir, phase)
-  state, _ = checkpoints.restore(abstract(shapes, sharding.of_tree(shapes, one.mesh)))
+  state, _ = checkpoints.restore(state)
   checkpoints.close()
   return state.params, int(state.step)
 

@@ -52,8 +52,8 @@ def test_the_description_counts_the_bytes():
 @pytest.mark.parametrize('path, split', (
   ('item', True), ('text', True), ('item_gating', False), ('position', False)))
 def test_tables_of_items_are_split_and_nothing_else(path, split):
-  spec = sharding.of_tree({'mu': {path: np.zeros((2, 2))}}, _mesh())['mu'][path].spec
-  assert ('catalogue' in spec) == split
+  state = sharding.placed(lambda state: state, {'mu': {path: np.zeros((2, 2))}}, _mesh())
+  assert ('catalogue' in state['mu'][path].sharding.spec) == split
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,8 +21,8 @@ from lares_jax.data import text
 from lares_jax.errors import InputError
 from lares_jax.experiment import Experiment
 from lares_jax.training import loop
-from lares_jax.training import state as state_lib
 from lares_jax.training.log import Log
+from lares_jax.training.state import Phase
 
 ALL = 'pretrain,select,posttrain'
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -227,13 +227,13 @@ def test_a_signal_saves_and_says_how_it_ended(store, tmp_path, monkeypatch):
 
 
 def test_one_compilation_for_all_depths_and_steps(store, tmp_path, monkeypatch):
-  traces, step = [], state_lib.train_step
+  traces, update = [], Phase.update
 
-  def counted(*args, **kwargs):
+  def counted(*args):
     traces.append(1)
-    return step(*args, **kwargs)
+    return update(*args)
 
-  monkeypatch.setattr(loop.state_lib, 'train_step', counted)
+  monkeypatch.setattr(Phase, 'update', counted)
   experiment = Experiment.start(make_config(store), str(tmp_path))
   loop.run(experiment.pretraining(), experiment.init_params, experiment.abstract_params, tmp_path, {},
            experiment.mesh)

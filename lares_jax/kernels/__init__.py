@@ -54,7 +54,7 @@ def count_above(
   if hidden_MxH is not None:
     return of_plain()
   return _choose(share, of_plain, lambda kernel, interpret: forward(
-    kernel, interpret, share, query_MxD, target_M, real_M, (low_M, high_M), likelihood=False)[0])
+    kernel, interpret, share, query_MxD, target_M, real_M, (low_M, high_M))[0])
 
 
 def _choose(share: Share, of_plain, of_kernel):
@@ -66,8 +66,8 @@ def _choose(share: Share, of_plain, of_kernel):
     cpu=lambda: of_kernel(tpu, True), default=of_plain)
 
 
-def forward(kernel, interpret, share, query_MxD, target_M, real_M, bounds=(), likelihood=True):
-  """One pass over the items: lse_M and score_M if `likelihood`, and the rank if bounds are given.
+def forward(kernel, interpret, share, query_MxD, target_M, real_M, bounds=()):
+  """One pass over the items: (lse_M, score_M), or (rank_M,) if bounds are given.
 
   `bounds` are low_M and high_M of `count_above`. `interpret` runs the kernel (the module `tpu` or
   `gpu`) as plain JAX, slowly. Results for filling are 0.
@@ -77,8 +77,8 @@ def forward(kernel, interpret, share, query_MxD, target_M, real_M, bounds=(), li
   bounds = [take(x_M * config.tau) for x_M in bounds]
   item_RxD = as_item(share.table_RxD, config.similarity)
   out = [put(x_M) for x_M in kernel.forward(
-    counts_2, query_MxD, row_M, bounds, item_RxD, config, likelihood, interpret)]
-  if likelihood:
+    counts_2, query_MxD, row_M, bounds, item_RxD, config, interpret)]
+  if not bounds:
     out[1] /= config.tau
   return tuple(out)
 

@@ -69,34 +69,31 @@ def _over_items(counts, item, each: int, plan: _Plan, step, carry):
   return jax.lax.fori_loop(first, last, take, carry)
 
 
-def _forward_kernel(counts, query, item, target, *refs, plan, each, config, likelihood, rank):
+def _forward_kernel(counts, query, item, target, *refs, plan, each, config, rank):
   query_mxD = query[...]
   target_mx1, bounds = target[...][:, None], [bound[...][:, None] for bound in refs[: 2 * rank]]
 
   def step(item_KxD, row_K, real_K, carry):
     products_mxK = product('md,kd->mk', query_mxD, item_KxD, config)
-    after = []
-    if likelihood:
-      before_m, total_m = carry[:2]
-      finite_mxK = jnp.where(real_K, products_mxK, -jnp.inf)
-      top_m = jnp.maximum(before_m, finite_mxK.max(axis=1))
-      fresh_m = score.power(finite_mxK, top_m[:, None], config).sum(axis=1)
-      after = [top_m, total_m * score.power(before_m, top_m, config) + fresh_m]
     if rank:
       above_mxK = score.above(products_mxK, *bounds)
       other_mxK = real_K & (row_K != target_mx1)
-      after.append(carry[-1] + jnp.where(other_mxK, above_mxK, 0.0).sum(axis=1))
-    return tuple(after)
+      return (carry[0] + jnp.where(other_mxK, above_mxK, 0.0).sum(axis=1),)
+    before_m, total_m = carry
+    finite_mxK = jnp.where(real_K, products_mxK, -jnp.inf)
+    top_m = jnp.maximum(before_m, finite_mxK.max(axis=1))
+    fresh_m = score.power(finite_mxK, top_m[:, None], config).sum(axis=1)
+    return top_m, total_m * score.power(before_m, top_m, config) + fresh_m
 
-  first = [score.LOWEST, 0.0] * likelihood + [0.0] * rank
+  first = [0.0] if rank else [score.LOWEST, 0.0]
   carry = tuple(jnp.full(plan.held, x, jnp.float32) for x in first)
   for out, x_m in zip(refs[2 * rank :], _over_items(counts, item, each, plan, step, carry)):
     out[...] = x_m
 
 
-def forward(counts_2, query_MxD, row_M, bounds, item_RxD, config, likelihood, interpret):
+def forward(counts_2, query_MxD, row_M, bounds, item_RxD, config, interpret):
   """See `kernels.forward`, which prepares the arrays."""
-  (rows, width), rank = query_MxD.shape, bool(bounds)
+  (rows, width), rank, results = query_MxD.shape, bool(bounds), 1 if bounds else 2
   target_M = (query_MxD.astype(jnp.float32) * _lookup(item_RxD, row_M, config)).sum(axis=1)
   plan = _Plan.of(width, config.dtype)
   query_MxD, item_RxD = plan.pad(query_MxD), plan.pad(item_RxD.astype(config.dtype))
@@ -104,17 +101,17 @@ def forward(counts_2, query_MxD, row_M, bounds, item_RxD, config, likelihood, in
   parts, each = plan.parts(padded, len(item_RxD))
   by_tile = pl.BlockSpec((plan.held,), lambda t, s: (t,))
   sums = plan.call(
-    functools.partial(
-      _forward_kernel, plan=plan, each=each, config=config, likelihood=likelihood, rank=rank),
+    functools.partial(_forward_kernel, plan=plan, each=each, config=config, rank=rank),
     'catalogue_forward', interpret, grid=(padded // plan.held, parts),
     in_specs=[_WHOLE, pl.BlockSpec((plan.held, columns), lambda t, s: (t, 0)), _WHOLE,
               *[by_tile] * (1 + 2 * rank)],
-    out_specs=[pl.BlockSpec((None, plan.held), lambda t, s: (s, t))] * (2 * likelihood + rank),
-    out_shape=[jax.ShapeDtypeStruct((parts, padded), jnp.float32)] * (2 * likelihood + rank),
+    out_specs=[pl.BlockSpec((None, plan.held), lambda t, s: (s, t))] * results,
+    out_shape=[jax.ShapeDtypeStruct((parts, padded), jnp.float32)] * results,
   )(counts_2, query_MxD, item_RxD, *map(plan.pad, (row_M, *bounds)))
   sums = [x[:, :rows] for x in sums]
-  of_likelihood = (score.combine(*sums[:2], config, 0), target_M) if likelihood else ()
-  return *of_likelihood, *[sums[-1].sum(axis=0)] * rank
+  if rank:
+    return (sums[0].sum(axis=0),)
+  return score.combine(*sums, config, 0), target_M
 
 
 def _lookup(item_RxD, row_M, config):

@@ -56,58 +56,59 @@ def _over_columns(scalars, tile, tiles, rows, block, item_DxK, body):
     pl.when(work)(functools.partial(part, near))
 
 
-def _forward_kernel(scalars, query, item, target, *refs, config, likelihood, rank):
+def _forward_kernel(scalars, query, item, target, *refs, config, rank):
   bounds, sums = refs[: 2 * rank], refs[2 * rank :]
   tile, block = pl.program_id(0), pl.program_id(1)
   lanes = lambda x_mxK: [x_mxK[:, p : p + LANES] for p in range(0, COLUMNS, LANES)]
 
   @pl.when(block == 0)
   def _():
-    for out, first in zip(sums, [score.LOWEST, 0.0, 0.0] * likelihood + [0.0] * rank):
+    for out, first in zip(sums, [0.0] if rank else [score.LOWEST, 0.0, 0.0]):
       out[...] = jnp.full(out.shape, first)
 
   def body(near, _, row_1xK, item_DxK):
     products_mxK = product('md,dk->mk', query[...], item_DxK, config)
-    other_mxK = item_1xK = row_1xK < scalars[1]
-    if near:
-      other_mxK &= row_1xK != target[...]
+    item_mxK = row_1xK < scalars[1]
     if rank:
-      above_mxK = score.above(products_mxK, *(bound[...] for bound in bounds))
-      sums[-1][...] += sum(lanes(jnp.where(other_mxK, above_mxK, 0.0)))
-    if likelihood:
       if near:
-        sums[2][...] += sum(lanes(jnp.where(row_1xK == target[...], products_mxK, 0.0)))
-      products_mxK = jnp.where(item_1xK, products_mxK, -jnp.inf)
-      before_mxP = sums[0][...]
-      top_mxP = functools.reduce(jnp.maximum, lanes(products_mxK), before_mxP)
-      total_mxP = sums[1][...] * score.power(before_mxP, top_mxP, config)
-      for products_mxP in lanes(products_mxK):
-        total_mxP += score.power(products_mxP, top_mxP, config)
-      sums[0][...], sums[1][...] = top_mxP, total_mxP
+        item_mxK &= row_1xK != target[...]
+      above_mxK = score.above(products_mxK, *(bound[...] for bound in bounds))
+      sums[0][...] += sum(lanes(jnp.where(item_mxK, above_mxK, 0.0)))
+      return
+    if near:
+      sums[2][...] += sum(lanes(jnp.where(row_1xK == target[...], products_mxK, 0.0)))
+    products_mxK = jnp.where(item_mxK, products_mxK, -jnp.inf)
+    before_mxP = sums[0][...]
+    top_mxP = functools.reduce(jnp.maximum, lanes(products_mxK), before_mxP)
+    total_mxP = sums[1][...] * score.power(before_mxP, top_mxP, config)
+    for products_mxP in lanes(products_mxK):
+      total_mxP += score.power(products_mxP, top_mxP, config)
+    sums[0][...], sums[1][...] = top_mxP, total_mxP
 
   _over_columns(scalars, tile, pl.num_programs(0), query.shape[0], block, item, body)
 
 
-def forward(counts_2, query_MxD, row_M, bounds, item_RxD, config, likelihood, interpret):
+def forward(counts_2, query_MxD, row_M, bounds, item_RxD, config, interpret):
   """See `kernels.forward`, which prepares the arrays."""
-  (rows, width), rank = query_MxD.shape, bool(bounds)
+  (rows, width), rank, results = query_MxD.shape, bool(bounds), 1 if bounds else 3
   tile, padded = _tiles(rows)
   by_tile = lambda columns: pl.BlockSpec((tile, columns), lambda t, i, _: (t, 0))
   block = pl.BlockSpec((width, BLOCK), lambda t, i, _: (0, i))
   sums = pl.pallas_call(
-    functools.partial(_forward_kernel, config=config, likelihood=likelihood, rank=rank),
+    functools.partial(_forward_kernel, config=config, rank=rank),
     grid_spec=pltpu.PrefetchScalarGridSpec(
       num_scalar_prefetch=1, grid=(padded // tile, pl.cdiv(len(item_RxD), BLOCK)),
       in_specs=[by_tile(width), block, *[by_tile(1)] * (1 + 2 * rank)],
-      out_specs=[by_tile(LANES)] * (3 * likelihood + rank)),
-    out_shape=[jax.ShapeDtypeStruct((padded, LANES), jnp.float32)] * (3 * likelihood + rank),
+      out_specs=[by_tile(LANES)] * results),
+    out_shape=[jax.ShapeDtypeStruct((padded, LANES), jnp.float32)] * results,
     compiler_params=pltpu.CompilerParams(dimension_semantics=('parallel', 'arbitrary')),
     interpret=interpret, name='catalogue_forward',
   )(_scalars(counts_2, row_M, tile, padded), score.pad(query_MxD, padded, width), item_RxD.T,
     *(score.pad(x_M[:, None], padded, 1) for x_M in (row_M, *bounds)))
   sums = [x[:rows] for x in sums]
-  of_likelihood = (score.combine(*sums[:2], config, 1), sums[2].sum(axis=1)) if likelihood else ()
-  return *of_likelihood, *[sums[-1].sum(axis=1)] * rank
+  if rank:
+    return (sums[0].sum(axis=1),)
+  return score.combine(*sums[:2], config, 1), sums[2].sum(axis=1)
 
 
 def _backward_kernel(

@@ -1,8 +1,7 @@
 """What every backbone shares: one signature and one context.
 
-A backbone is a stack of layers. A layer is a linen module with the fields `config` and `rate`
-(its dropout), called as `layer(x_BxLxD, context, train) -> x_BxLxD`. LARES repeats a stack of them
-in its core-block; a plain recommender applies a stack once.
+A backbone is a stack of layers, each called as `layer(x_BxLxD, context, train) -> x_BxLxD`. LARES
+repeats a stack of them in its core-block; a plain recommender applies a stack once.
 """
 
 import dataclasses
@@ -13,6 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from lares_jax.data.rows import Rows
+from lares_jax.model.dropout import Dropout
 from lares_jax.scoring import Dtype
 
 
@@ -66,6 +66,17 @@ class Norm(nn.Module):
   def __call__(self, x):
     norm = nn.LayerNorm(epsilon=self.epsilon, dtype=jnp.float32, use_fast_variance=False, name='norm')
     return norm(x).astype(x.dtype)
+
+
+class Layer(nn.Module):
+  """What a layer and its sub-layers are made from."""
+
+  config: BackboneConfig
+  rate: float  # of its dropout
+
+  def residual(self, x_BxLxD, out_BxLxD, train: bool) -> jax.Array:
+    """LN(x + dropout(out))."""
+    return Norm(name='norm')(x_BxLxD + Dropout(self.rate)(out_BxLxD, train))
 
 
 def dense(features: int, config: BackboneConfig, name: str, **kwargs) -> nn.Dense:

@@ -7,17 +7,13 @@ means anything.
 
 from flax import linen as nn
 
-from lares_jax.model.backbone import BackboneConfig, Context, Norm
-from lares_jax.model.dropout import Dropout
+from lares_jax.model.backbone import Context, Layer
 from lares_jax.model.fourier import irfft, rfft
 from lares_jax.model.transformer import Attention, FeedForward
 
 
-class Rescaler(nn.Module):
+class Rescaler(Layer):
   """LN(x + dropout(low + beta^2 * (x - low))), low being the c // 2 + 1 lowest frequencies of x."""
-
-  config: BackboneConfig
-  rate: float
 
   @nn.compact
   def __call__(self, x_BxLxD, train: bool):
@@ -25,14 +21,11 @@ class Rescaler(nn.Module):
     low_BxLxD = irfft(rfft(x_BxLxD, c.low_band // 2 + 1), x_BxLxD.shape[1]).astype(x_BxLxD.dtype)
     beta_1x1xD = self.param('sqrt_beta', nn.initializers.normal(1.0), (1, 1, c.width)) ** 2
     out_BxLxD = low_BxLxD + beta_1x1xD.astype(x_BxLxD.dtype) * (x_BxLxD - low_BxLxD)
-    return Norm(name='norm')(x_BxLxD + Dropout(self.rate)(out_BxLxD, train))
+    return self.residual(x_BxLxD, out_BxLxD, train)
 
 
-class BsarecLayer(nn.Module):
+class BsarecLayer(Layer):
   """a * filter + (1 - a) * attention, then feed-forward."""
-
-  config: BackboneConfig
-  rate: float
 
   @nn.compact
   def __call__(self, x_BxLxD, context: Context, train: bool):

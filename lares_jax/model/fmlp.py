@@ -7,31 +7,23 @@ position means anything; its weights fix the length of a row.
 
 from flax import linen as nn
 
-from lares_jax.model.backbone import BackboneConfig, Context, Norm
-from lares_jax.model.dropout import Dropout
+from lares_jax.model.backbone import Context, Layer
 from lares_jax.model.fourier import irfft, learned, rfft
 from lares_jax.model.transformer import FeedForward
 
 
-class Filter(nn.Module):
+class Filter(Layer):
   """LN(x + dropout(irfft(rfft(x) * W))), W complex of L // 2 + 1 frequencies by D."""
-
-  config: BackboneConfig
-  rate: float
 
   @nn.compact
   def __call__(self, x_BxLxD, train: bool):
     length = x_BxLxD.shape[1]
     out_BxLxD = irfft(rfft(x_BxLxD) * learned(self, length, self.config.width), length)
-    out_BxLxD = Dropout(self.rate)(out_BxLxD.astype(x_BxLxD.dtype), train)
-    return Norm(name='norm')(x_BxLxD + out_BxLxD)
+    return self.residual(x_BxLxD, out_BxLxD.astype(x_BxLxD.dtype), train)
 
 
-class FmlpLayer(nn.Module):
+class FmlpLayer(Layer):
   """Filter, then feed-forward (4D wide as published)."""
-
-  config: BackboneConfig
-  rate: float
 
   @nn.compact
   def __call__(self, x_BxLxD, context: Context, train: bool):

@@ -8,15 +8,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from lares_jax.model.backbone import BackboneConfig, Context, Norm, dense
-from lares_jax.model.dropout import Dropout
+from lares_jax.model.backbone import Context, Layer, dense
 
 
-class GruLayer(nn.Module):
+class GruLayer(Layer):
   """LN(x + dropout(W gru(x))), with a hidden state of `inner` dimensions."""
-
-  config: BackboneConfig
-  rate: float
 
   @nn.compact
   def __call__(self, x_BxLxD, context: Context, train: bool):
@@ -40,4 +36,4 @@ class GruLayer(nn.Module):
     by_position = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), (said_BxLx3F, start_BxLx1))
     _, state_LxBxF = jax.lax.scan(step, jnp.zeros((x_BxLxD.shape[0], c.inner)), by_position)
     out_BxLxD = dense(c.width, c, 'output')(jnp.swapaxes(state_LxBxF, 0, 1))
-    return Norm(name='norm')(x_BxLxD + Dropout(self.rate)(out_BxLxD, train))
+    return self.residual(x_BxLxD, out_BxLxD, train)

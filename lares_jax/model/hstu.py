@@ -12,18 +12,15 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from lares_jax.model.backbone import BackboneConfig, Context, Norm, dense
+from lares_jax.model.backbone import Context, Layer, Norm, dense
 from lares_jax.model.dropout import Dropout
 
 _EPSILON = 1e-6  # of this backbone's norms
 _TIME_BUCKETS = 32  # bucket b: gaps of b binary digits, so 0, 1, 2..3, 4..7, ... ticks; and unknown
 
 
-class HstuLayer(nn.Module):
+class HstuLayer(Layer):
   """x + W2 (LN(A V) * U), A = silu(Q K' + bias) / n, and U, V, Q, K = silu(W1 LN(x))."""
-
-  config: BackboneConfig
-  rate: float
 
   @nn.compact
   def __call__(self, x_BxLxD, context: Context, train: bool):

@@ -97,8 +97,7 @@ class Step(nn.Module):
   config: ModelConfig
 
   @nn.compact
-  def __call__(self, z_BxLxD, h_BxLxD, context: Context, train: bool, i):
-    del i  # the same weights at every step
+  def __call__(self, z_BxLxD, h_BxLxD, context: Context, train: bool, _):
     c = self.config
     if c.combine == 'add':
       x_BxLxD = (z_BxLxD + h_BxLxD) / 2

@@ -52,7 +52,6 @@ class ReaRec(Lares):
   def reason(self, h_BxLxD, rows: Rows, z_BxLxD, depth_B, cap: int, train: bool = False, pick=None,
              place_BxA=None) -> Reasoning:
     """As `Lares.reason`, without initial state or `pick`; a depth beyond T is T."""
-    del h_BxLxD, z_BxLxD, pick
     vector_TxBxLxD = self.thoughts(rows, train, cap=cap)
     made = len(vector_TxBxLxD) - 1
     if self.config.reasoner == 'erl':

@@ -75,36 +75,6 @@ class Recurrence:
       picked_BxLxD = jnp.where(after < self.cap, z_TxBxLxD[after], state_BxLxD)
     return Reasoning(state_BxLxD, picked_BxLxD, states_TxBxAxD, distance_T), z_TxBxLxD
 
-  def gradient(self, params, z_TxBxLxD, h_BxLxD, given: Given, d: Reasoning):
-    """Gradients by parameters, Z_0 and H, from those by what a run leaves behind."""
-    taken, pick = given.taken, jnp.asarray(-1 if given.pick is None else given.pick)
-
-    def plus(d_z_BxLxD, d_BxAxD):
-      row_Bx1 = jnp.arange(len(d_z_BxLxD))[:, None]
-      return d_z_BxLxD.at[row_Bx1, given.place_BxA].add(d_BxAxD)
-
-    def back(n, carry):
-      d_z_BxLxD, d_h_BxLxD, d_params = carry
-      i = taken - 1 - n
-      if d.picked_BxLxD is not None:
-        d_z_BxLxD += jnp.where(i == pick, d.picked_BxLxD, 0)
-      if d.states_TxBxAxD is not None:
-        d_z_BxLxD = plus(d_z_BxLxD, d.states_TxBxAxD[i])
-      step = lambda params, z_BxLxD, h_BxLxD: self.step(params, z_BxLxD, h_BxLxD, given, i)
-      _, pull = jax.vjp(step, params, z_TxBxLxD[i], h_BxLxD)
-      more, d_z_BxLxD, more_BxLxD = pull(d_z_BxLxD)
-      return d_z_BxLxD, d_h_BxLxD + more_BxLxD, jax.tree.map(jnp.add, d_params, more)
-
-    d_z_BxLxD = d.state_BxLxD
-    if d.picked_BxLxD is not None:  # beyond the depth all states are the last
-      d_z_BxLxD += jnp.where(taken <= pick, d.picked_BxLxD, 0)
-    if d.states_TxBxAxD is not None:
-      late_Tx1x1x1 = jnp.arange(self.cap)[:, None, None, None] >= taken
-      d_z_BxLxD = plus(d_z_BxLxD, jnp.where(late_Tx1x1x1, d.states_TxBxAxD, 0).sum(0))
-    zeros = jax.tree.map(jnp.zeros_like, (h_BxLxD, params))
-    d_z_BxLxD, d_h_BxLxD, d_params = jax.lax.fori_loop(0, taken, back, (d_z_BxLxD, *zeros))
-    return d_params, d_z_BxLxD, d_h_BxLxD
-
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def recomputed(recurrence: Recurrence, params, z_BxLxD, h_BxLxD, given: Given) -> Reasoning:
@@ -118,8 +88,35 @@ def _forward(recurrence: Recurrence, params, z_BxLxD, h_BxLxD, given: Given):
 
 
 def _backward(recurrence: Recurrence, saved, d: Reasoning):
+  """Gradients by parameters, Z_0 and H, from those by what a run leaves behind."""
   params, z_TxBxLxD, h_BxLxD, given = saved
-  return *recurrence.gradient(params, z_TxBxLxD, h_BxLxD, given, d), None
+  taken, pick = given.taken, given.pick
+
+  def plus(d_z_BxLxD, d_BxAxD):
+    row_Bx1 = jnp.arange(len(d_z_BxLxD))[:, None]
+    return d_z_BxLxD.at[row_Bx1, given.place_BxA].add(d_BxAxD)
+
+  def back(n, carry):
+    d_z_BxLxD, d_h_BxLxD, d_params = carry
+    i = taken - 1 - n
+    if d.picked_BxLxD is not None:
+      d_z_BxLxD += jnp.where(i == pick, d.picked_BxLxD, 0)
+    if d.states_TxBxAxD is not None:
+      d_z_BxLxD = plus(d_z_BxLxD, d.states_TxBxAxD[i])
+    step = lambda params, z_BxLxD, h_BxLxD: recurrence.step(params, z_BxLxD, h_BxLxD, given, i)
+    _, pull = jax.vjp(step, params, z_TxBxLxD[i], h_BxLxD)
+    more, d_z_BxLxD, more_BxLxD = pull(d_z_BxLxD)
+    return d_z_BxLxD, d_h_BxLxD + more_BxLxD, jax.tree.map(jnp.add, d_params, more)
+
+  d_z_BxLxD = d.state_BxLxD
+  if d.picked_BxLxD is not None:  # beyond the depth all states are the last
+    d_z_BxLxD += jnp.where(taken <= pick, d.picked_BxLxD, 0)
+  if d.states_TxBxAxD is not None:
+    late_Tx1x1x1 = jnp.arange(recurrence.cap)[:, None, None, None] >= taken
+    d_z_BxLxD = plus(d_z_BxLxD, jnp.where(late_Tx1x1x1, d.states_TxBxAxD, 0).sum(0))
+  zeros = jax.tree.map(jnp.zeros_like, (h_BxLxD, params))
+  d_z_BxLxD, d_h_BxLxD, d_params = jax.lax.fori_loop(0, taken, back, (d_z_BxLxD, *zeros))
+  return d_params, d_z_BxLxD, d_h_BxLxD, None
 
 
 recomputed.defvjp(_forward, _backward)

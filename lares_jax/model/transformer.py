@@ -4,15 +4,12 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from lares_jax.model.backbone import BackboneConfig, Context, Norm, dense
+from lares_jax.model.backbone import Context, Layer, dense
 from lares_jax.model.dropout import Dropout
 
 
-class Attention(nn.Module):
+class Attention(Layer):
   """Multi-head self-attention with its residual: LN(x + dropout(attention(x)))."""
-
-  config: BackboneConfig
-  rate: float
 
   @nn.compact
   def __call__(self, x_BxLxD, context: Context, train: bool):
@@ -34,29 +31,21 @@ class Attention(nn.Module):
     mixed = jnp.einsum('bhlk,bkhd->blhd', others, split(value(memory_BxLxD)))
     if context.memory_BxLxD is not None:
       mixed += jnp.einsum('bhlo,blohd->blhd', own, split(value(own_BxLxOxD)))
-    out_BxLxD = Dropout(self.rate)(dense(c.width, c, 'dense')(mixed.reshape(x_BxLxD.shape)), train)
-    return Norm(name='norm')(x_BxLxD + out_BxLxD)
+    return self.residual(x_BxLxD, dense(c.width, c, 'dense')(mixed.reshape(x_BxLxD.shape)), train)
 
 
-class FeedForward(nn.Module):
+class FeedForward(Layer):
   """LN(x + dropout(W2 gelu(W1 x)))."""
-
-  config: BackboneConfig
-  rate: float
 
   @nn.compact
   def __call__(self, x_BxLxD, train: bool):
     c = self.config
     inner_BxLxF = nn.gelu(dense(c.inner, c, 'inner')(x_BxLxD), approximate=False)
-    out_BxLxD = Dropout(self.rate)(dense(c.width, c, 'outer')(inner_BxLxF), train)
-    return Norm(name='norm')(x_BxLxD + out_BxLxD)
+    return self.residual(x_BxLxD, dense(c.width, c, 'outer')(inner_BxLxF), train)
 
 
-class TransformerLayer(nn.Module):
+class TransformerLayer(Layer):
   """Attention, then feed-forward."""
-
-  config: BackboneConfig
-  rate: float
 
   @nn.compact
   def __call__(self, x_BxLxD, context: Context, train: bool):

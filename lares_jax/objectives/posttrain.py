@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,6 @@ import numpy as np
 from lares_jax import metrics
 from lares_jax.catalogue import Catalogue
 from lares_jax.data.batches import Batch
-from lares_jax.data.rows import Array
 from lares_jax.errors import InputError
 from lares_jax.model import depth
 from lares_jax.model.depth import DepthConfig
@@ -31,12 +30,6 @@ class PosttrainConfig:
   def __post_init__(self):
     if self.rollouts < 2:
       raise InputError(f'posttrain.loss.rollouts={self.rollouts}: a group needs at least 2')
-
-
-class Draw(NamedTuple):
-  """What the host draws for one step: the depth of each rollout."""
-
-  depth_G: Array
 
 
 def advantages(reward_GxM: jax.Array) -> jax.Array:
@@ -61,7 +54,7 @@ def policy_loss(beta: float, logprob, reference, advantage, weight):
 
 @dataclasses.dataclass(frozen=True)
 class Posttrain:
-  """The loss of phase two: `objective(params, reference, batch, draw, key) -> (loss, metrics)`.
+  """The loss of phase two: `objective(params, reference, batch, depth_G, key) -> (loss, metrics)`.
 
   The model carries phase two's dropout. A batch's prompts are its scored places.
   """
@@ -71,27 +64,27 @@ class Posttrain:
   depth: DepthConfig
   config: PosttrainConfig
 
-  def draw(self, generator: np.random.Generator) -> Draw:
-    return Draw(depth.draw(self.depth, generator, self.config.rollouts))
+  def draw(self, generator: np.random.Generator) -> np.ndarray:
+    """The depth of each rollout [G], for one step."""
+    return depth.draw(self.depth, generator, self.config.rollouts)
 
-  def __call__(self, params, reference, batch: Batch, draw: Draw, key):
+  def __call__(self, params, reference, batch: Batch, depth_G, key):
     key_z, key_reference, key_dropout = jax.random.split(key, 3)
     rows = self._repeated(batch.rows)
     z0 = lambda key: initial_state(self.model.config, rows, key, train=True)
     z_NxLxD = z0(key_z)
     shared = self.config.reference_noise == 'shared'
-    return self.loss(params, reference, batch, draw,
+    return self.loss(params, reference, batch, depth_G,
                      (z_NxLxD, z_NxLxD if shared else z0(key_reference)), key_dropout)
 
-  def loss(self, params, reference, batch: Batch, draw: Draw, initial, key):
+  def loss(self, params, reference, batch: Batch, depth_G, initial, key):
     """The loss given Z_0 of policy and reference, [G * B, L, D], rollout-major."""
     c = self.config
-    states_TxGxMxD, distance_T = self._states(params, batch, draw, initial[0], True, key)
+    states_TxGxMxD, distance_T = self._states(params, batch, depth_G, initial[0], True, key)
     reference = jax.lax.stop_gradient(reference)
-    frozen_TxGxMxD, _ = self._states(reference, batch, draw, initial[1], False, key)
+    frozen_TxGxMxD, _ = self._states(reference, batch, depth_G, initial[1], False, key)
     prompt_M, target_M = batch.scored_BxA.reshape(-1), batch.target_BxA.reshape(-1)
-    group = jnp.arange(c.rollouts)
-    final_GxMxD = jax.lax.stop_gradient(states_TxGxMxD[draw.depth_G - 1, group])
+    final_GxMxD = jax.lax.stop_gradient(states_TxGxMxD[depth_G - 1, jnp.arange(c.rollouts)])
     each = lambda x_M: jnp.broadcast_to(x_M, final_GxMxD.shape[:2])
     rank_GxM = self.catalogue.ranks(final_GxMxD.astype(jnp.float32), each(target_M), each(prompt_M),
                                     jax.lax.stop_gradient(params['item']))
@@ -101,9 +94,9 @@ class Posttrain:
     prompts = jnp.maximum(prompt_M.sum(), 1)
     over = lambda x_M: jnp.where(prompt_M, x_M, 0.0).sum() / prompts
     shape = states_TxGxMxD.shape[:3]
-    step_TxGx1 = jnp.arange(shape[0])[:, None, None] < draw.depth_G[:, None]
+    step_TxGx1 = jnp.arange(shape[0])[:, None, None] < depth_G[:, None]
     real_TxGxM = step_TxGx1 & prompt_M
-    weight_TxGxM = jnp.where(real_TxGxM, 1 / draw.depth_G[:, None], 0.0) / prompts / c.rollouts
+    weight_TxGxM = jnp.where(real_TxGxM, 1 / depth_G[:, None], 0.0) / prompts / c.rollouts
     wide = lambda x: jnp.broadcast_to(x, shape)
     sample = jax.random.fold_in(key, 1)  # of negatives, the same for policy and reference
     reference_TxGxM = jnp.where(real_TxGxM, self.catalogue.likelihood(
@@ -113,18 +106,17 @@ class Posttrain:
       functools.partial(policy_loss, c.beta), states_TxGxMxD.astype(jnp.float32), wide(target_M),
       real_TxGxM, params['item'], (reference_TxGxM, wide(advantage_GxM), weight_TxGxM), sample)
     kl_TxGxM = divergence(logprob_TxGxM, reference_TxGxM)
-    equal_M = reward_GxM.max(axis=0) == reward_GxM.min(axis=0)
     seen = {
-      'targets': prompts, 'depth': draw.depth_G.mean(),
+      'targets': prompts, 'depth': depth_G.mean(),
       'reward': over(reward_GxM.mean(axis=0)), 'reward_spread': over(reward_GxM.std(axis=0)),
-      'equal_groups': over(equal_M),
+      'equal_groups': over(reward_GxM.max(axis=0) == reward_GxM.min(axis=0)),
       'advantage_spread': jnp.sqrt(over(jnp.square(advantage_GxM).mean(axis=0))),
-      'kl': (weight_TxGxM * kl_TxGxM).sum(), 'distance_last': distance_T[draw.depth_G.max() - 1],
+      'kl': (weight_TxGxM * kl_TxGxM).sum(), 'distance_last': distance_T[depth_G.max() - 1],
       'advantage_GxM': advantage_GxM,
     }
     return loss, seen
 
-  def _states(self, params, batch, draw, z_NxLxD, train: bool, key):
+  def _states(self, params, batch, depth_G, z_NxLxD, train: bool, key):
     """States after every step at the scored places [T, G, M, D], M = B * A."""
     c, model, groups = self.model.config, self.model, self.config.rollouts
     rows = self._repeated(batch.rows)
@@ -141,7 +133,7 @@ class Posttrain:
     count, length = batch.rows.item_BxL.shape
     every_BxL = jnp.broadcast_to(jnp.arange(length), (count, length))
     place_BxA = every_BxL if batch.place_BxA is None else batch.place_BxA
-    depth_N = jnp.repeat(draw.depth_G, count)
+    depth_N = jnp.repeat(depth_G, count)
     out = apply(reason_key, h_NxLxD, rows, z_NxLxD, depth_N, self.depth.cap, train,
                 place_BxA=jnp.tile(place_BxA, (groups, 1)), method='reason')
     states = out.states_TxBxAxD

@@ -50,10 +50,6 @@ class PretrainConfig:
     return bool(mean_depth or self.gamma_view != 'step') and max(self.alpha, self.gamma) > 0
 
   @property
-  def of_dropout(self) -> bool:
-    return self.gamma > 0 and self.gamma_view != 'step'
-
-  @property
   def partners(self) -> bool:
     """Whether pairs need a partner."""
     return self.alpha > 0 or (self.gamma > 0 and self.gamma_view == 'partner')
@@ -61,7 +57,7 @@ class PretrainConfig:
   @property
   def copies(self) -> bool:
     """Whether a batch needs its rows twice: for a view besides that of the cross-entropy."""
-    return self.views == 'separate' or self.of_dropout
+    return self.views == 'separate' or self.gamma > 0 and self.gamma_view != 'step'
 
 
 class Draw(NamedTuple):
@@ -114,8 +110,7 @@ class Pretrain:
     steps = depth.draw(self.depth, generator)
     return Draw(steps, np.int32(generator.integers(max(steps, 1))))
 
-  def __call__(self, params, reference, batch: Batch, draw: Draw, key):
-    del reference  # phase one has none
+  def __call__(self, params, _, batch: Batch, draw: Draw, key):
     noise, *keys = jax.random.split(key, 3)
     z_BxLxD = initial_state(self.model.config, batch.rows, noise, train=True)
     return self.loss(params, batch, draw, z_BxLxD, keys)

@@ -32,12 +32,10 @@ class Rearec:
   catalogue: Catalogue
   config: RearecConfig
 
-  def draw(self, generator: np.random.Generator) -> tuple[()]:
-    del generator
+  def draw(self, _: np.random.Generator) -> tuple[()]:
     return ()
 
-  def __call__(self, params, reference, batch: Batch, draw, key):
-    del reference, draw
+  def __call__(self, params, _, batch: Batch, draw: tuple[()], key):
     c, keys = self.config, jax.random.split(key, 4)
 
     def think(start_TxBxLxD, key):

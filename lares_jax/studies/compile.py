@@ -34,9 +34,8 @@ from lares_jax.experiment import Experiment
 from lares_jax.negatives import Popularity
 from lares_jax.studies import flops, hlo
 from lares_jax.training import sharding
-from lares_jax.training.checkpoint import abstract
 from lares_jax.training.evaluation import Evaluator
-from lares_jax.training.loop import Phase
+from lares_jax.training.state import Phase
 
 _CONFIG = config_flags.DEFINE_config_file('config', help_string='A file of configs/.')
 flags.mark_flag_as_required('config')
@@ -134,12 +133,12 @@ def programs(experiment: Unbuilt) -> dict[str, Any]:
 
 def step(experiment: Unbuilt, phase: Phase):
   mesh = experiment.mesh
-  shapes = jax.eval_shape(phase.fresh, experiment.abstract_params)
-  places = sharding.of_tree(shapes, mesh)
+  state = sharding.placed(phase.fresh, experiment.abstract_params, mesh)
+  places = jax.tree.map(lambda x: x.sharding, state)
   draw = phase.objective.draw(np.random.default_rng(0))
   jitted = jax.jit(phase.update, donate_argnums=0, out_shardings=(places, sharding.replicated(mesh)))
   batch = abstract_batch(phase.batches.batch(0), mesh)
-  return jitted.trace(abstract(shapes, places), phase.reference, batch, draw)
+  return jitted.trace(state, phase.reference, batch, draw)
 
 
 def evaluation(experiment: Unbuilt):

@@ -23,7 +23,7 @@ from lares_jax.model.recurrence import at_places
 from lares_jax.studies import flops, timing
 from lares_jax.training import sharding
 from lares_jax.training.evaluation import begin, user_vectors
-from lares_jax.training.loop import Phase
+from lares_jax.training.state import Phase
 
 MEDIAN_TURNS = 5  # at most, where only the median counts and a call is long
 

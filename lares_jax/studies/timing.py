@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import tqdm
 
-from lares_jax.training.loop import Phase
+from lares_jax.training.state import Phase
 
 MIB = 2**20
 

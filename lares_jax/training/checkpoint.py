@@ -11,7 +11,6 @@ import pathlib
 import sys
 from typing import Any
 
-import jax
 import orbax.checkpoint as ocp
 
 from lares_jax.errors import InputError
@@ -111,9 +110,3 @@ class Checkpoints:
     self.wait()
     self._latest.close()
     self._best.close()
-
-
-def abstract(tree, shardings):
-  """Shapes, types and places of a tree's arrays, to restore into."""
-  of = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-  return jax.tree.map(of, tree, shardings)

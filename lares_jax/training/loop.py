@@ -2,61 +2,21 @@
 
 import contextlib
 import dataclasses
-import functools
 import pathlib
 import signal
-import types
 from collections.abc import Callable
 from typing import Any
 
 import grain
 import jax
 import numpy as np
-import optax
 
 from lares_jax import processes
-from lares_jax.data.batches import TrainBatches
 from lares_jax.errors import InputError, Interrupted
-from lares_jax.training import optimizer, sharding
-from lares_jax.training import state as state_lib
-from lares_jax.training.checkpoint import Checkpoints, abstract
+from lares_jax.training import sharding
+from lares_jax.training.checkpoint import Checkpoints
 from lares_jax.training.log import Log
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Phase:
-  """What differs between the phases."""
-
-  name: str
-  objective: Any  # of objectives/
-  batches: TrainBatches
-  train: Any  # config.TrainConfig
-  seed: int
-  validate: Callable[[Any], dict[str, float]]  # parameters -> metrics, ndcg@10 among them
-  history: str  # ranked or removed, in these
-  reference: Any = None  # frozen parameters, or None
-  validate_first: bool = False  # before any update, so that training must beat its start
-
-  @property
-  def steps(self) -> int:
-    return max(int(self.train.epochs * self.batches.steps_per_epoch), 1)
-
-  @functools.cached_property
-  def optimizer(self) -> optax.GradientTransformation:
-    return optimizer.build(self.train.optimizer, self.steps, self.batches.steps_per_epoch)
-
-  @property
-  def eval_every(self) -> int:
-    return max(int(self.train.eval_every_epochs * self.batches.steps_per_epoch), 1)
-
-  def fresh(self, params) -> state_lib.TrainState:
-    """Before the first step."""
-    return state_lib.create(params, self.optimizer, self.train.ema)
-
-  def update(self, state: state_lib.TrainState, reference, batch, draw):
-    """One step, to be compiled: `state.train_step` of this phase."""
-    return state_lib.train_step(state, reference, batch, draw, objective=self.objective,
-                                optimizer=self.optimizer, seed=self.seed, ema=self.train.ema)
+from lares_jax.training.state import Phase, split
 
 
 @dataclasses.dataclass
@@ -85,9 +45,8 @@ class Signals:
     self.caught: int | None = None
     self._before = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
 
-  def _note(self, signum: int, frame: types.FrameType | None) -> None:
-    del frame
-    if self.caught == signal.SIGINT and signum == signal.SIGINT:
+  def _note(self, signum: int, _) -> None:
+    if self.caught == signum == signal.SIGINT:
       raise KeyboardInterrupt
     self.caught = signum
 
@@ -108,14 +67,14 @@ def run(phase: Phase, start: Callable[[], Any], abstract_params, workdir: pathli
     InputError: the loss or a gradient was not finite more often than `on_nan` allows.
   """
   checkpoints = Checkpoints(workdir, phase.name)
-  shapes = jax.eval_shape(phase.fresh, abstract_params)
-  places = sharding.of_tree(shapes, mesh)
+  abstract_state = sharding.placed(phase.fresh, abstract_params, mesh)
+  places = jax.tree.map(lambda x: x.sharding, abstract_state)
   progress = Progress()
   if checkpoints.latest_step is None:
     own = phase.reference is None  # then nobody else needs the parameters: they are taken over
     state = jax.jit(phase.fresh, out_shardings=places, donate_argnums=0 if own else ())(start())
   else:
-    state, saved = checkpoints.restore(abstract(shapes, places))
+    state, saved = checkpoints.restore(abstract_state)
     progress = Progress(**saved)
   step_of = jax.jit(
     phase.update, donate_argnums=0, out_shardings=(places, sharding.replicated(mesh)))
@@ -135,7 +94,7 @@ def run(phase: Phase, start: Callable[[], Any], abstract_params, workdir: pathli
 def _loop(phase, state, step, progress, step_of, checkpoints, config, mesh, log, signals) -> None:
   batches, began = _inputs(phase, step), step
   last = None  # metrics of the step before, read only once the next is under way
-  trained, _ = state_lib.split(state.params)
+  trained, _ = split(state.params)
   names = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(trained)]
   while True:
     over = step >= phase.steps
@@ -175,7 +134,7 @@ def _inputs(phase: Phase, step: int):
     generator = np.random.default_rng([phase.seed, 3, step])
     return phase.batches.batch(step), phase.objective.draw(generator)
 
-  dataset = grain.MapDataset.range(step, phase.steps).map(lambda step: one(int(step)))
+  dataset = grain.MapDataset.range(step, phase.steps).map(one)
   return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
 
 

@@ -48,9 +48,11 @@ def build(config: MeshConfig, devices=None) -> Mesh:
   return Mesh(grid, ('data', 'catalogue'), axis_types=(AxisType.Auto,) * 2)
 
 
-def of_tree(tree, mesh: Mesh):
-  """The sharding of every array of a state, by the rules."""
-  return jax.tree.map_with_path(lambda path, _: NamedSharding(mesh, _rule(path)[1]), tree)
+def placed(function, argument, mesh: Mesh):
+  """Shapes, types and places, by the rules, of the arrays that function(argument) gives."""
+  of = lambda path, x: jax.ShapeDtypeStruct(
+    x.shape, x.dtype, sharding=NamedSharding(mesh, _rule(path)[1]))
+  return jax.tree.map_with_path(of, jax.eval_shape(function, argument))
 
 
 def _rule(path) -> tuple[str, PartitionSpec]:
