@@ -85,10 +85,10 @@ def rounded_up(size: int, base: int) -> int:
   return rounded
 
 
-def ranges(length_S: np.ndarray) -> np.ndarray:
-  """0..n-1 for each length n, one after the other: the tokens of segments laid end to end."""
+def ranges(length_S: np.ndarray, first_S=0) -> np.ndarray:
+  """first..first+n-1 for each length n, one after the other: the tokens of segments laid end to end."""
   start_S = np.cumsum(length_S) - length_S
-  return np.arange(length_S.sum()) - np.repeat(start_S, length_S)
+  return np.arange(length_S.sum()) + np.repeat(first_S - start_S, length_S)
 
 
 def units_per_tick(times_N: np.ndarray, offsets: np.ndarray) -> int:
@@ -116,12 +116,12 @@ def fill(items_N, segments: Segments, shape: tuple[int, int], times_N=None, unit
   """
   length_S = segments.length_S
   step = ranges(length_S)
-  flat = np.repeat(segments.first(shape[1]), length_S) + step
+  flat = ranges(length_S, segments.first(shape[1]))
   real = np.zeros(shape, bool)
   item, segment = np.zeros(shape, np.int32), np.full(shape, -1, np.int32)
   # Filling counts on, so that a row with one segment has the positions 0..L-1 throughout.
   position = np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape).copy()
-  index = np.repeat(segments.start_S, length_S) + step
+  index = ranges(length_S, segments.start_S)
   item.flat[flat] = items_N[index]
   position.flat[flat] = step
   segment.flat[flat] = np.repeat(np.arange(len(length_S)), length_S)

@@ -113,8 +113,8 @@ class Store:
     """What each user had before the interaction at `end`, as raw item ids, oldest first."""
     first_M = self.offsets[user_M]
     length_M = end_M - first_M
-    index_N = np.repeat(first_M, length_M) + ranges(length_M)
-    raw_N, end_M = self.item_ids.gather(self.items_N[index_N]).to_list(), np.cumsum(length_M)
+    items_N = self.items_N[ranges(length_M, first_M)]
+    raw_N, end_M = self.item_ids.gather(items_N).to_list(), np.cumsum(length_M)
     return [raw_N[a:b] for a, b in zip((end_M - length_M).tolist(), end_M.tolist())]
 
   def targets(self, split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -126,18 +126,16 @@ class Store:
     Returns:
       user_M and index_M, int64: whose each target is, and where it stands in `items_N`.
     """
-    start_U, end_U = self.span(split)
-    size_U = end_U - start_U
-    user_M = np.repeat(np.arange(self.num_users), size_U)
-    index_M = np.repeat(start_U, size_U) + ranges(size_U)
+    user_M, index_M = self.interactions(split)
     has_history = index_M > self.offsets[user_M]
     return user_M[has_history], index_M[has_history]
 
-  def span(self, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """First and past-the-last absolute index of every user's part in a split, int64 [U] each."""
+  def interactions(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """All interactions of a split, in the same terms."""
     edges = [self.offsets[:-1], self.valid_start_U, self.test_start_U, self.offsets[1:]]
     part = PARTS.index(split)
-    return edges[part], edges[part + 1]
+    size_U = edges[part + 1] - edges[part]
+    return np.repeat(np.arange(self.num_users), size_U), ranges(size_U, edges[part])
 
 
 def write(
@@ -151,8 +149,8 @@ def write(
     items_N: numbers into `item_ids`, in any numbering.
     meta: what to record besides the counts, the fingerprint and the sizes of the files.
   """
-  in_train_N = in_training(offsets, valid_start_U)
-  train_count_V = np.bincount(items_N[in_train_N], minlength=len(item_ids))
+  training_M = ranges(valid_start_U - offsets[:-1], offsets[:-1])
+  train_count_V = np.bincount(items_N[training_M], minlength=len(item_ids))
   by_id_V = id_order(item_ids)
   order_V = by_id_V[np.argsort(-train_count_V[by_id_V], kind='stable')]
   number_V = np.empty(len(order_V), np.int32)
@@ -200,12 +198,6 @@ def id_order(ids: pl.Series) -> np.ndarray:
     return ids.arg_sort().to_numpy()
   table = pl.DataFrame({'value': value, 'id': ids})
   return table.select(pl.arg_sort_by('value', 'id')).to_series().to_numpy()
-
-
-def in_training(offsets: np.ndarray, valid_start_U: np.ndarray) -> np.ndarray:
-  """Marks the interactions to train on: bool [N]."""
-  size_Ux2 = np.diff(np.stack([offsets[:-1], valid_start_U, offsets[1:]], axis=1))
-  return np.repeat(np.tile([True, False], len(valid_start_U)), size_Ux2.ravel())
 
 
 def _fingerprint(arrays: Mapping[str, np.ndarray], user_ids: pl.Series, item_ids: pl.Series) -> str:
