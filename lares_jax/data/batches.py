@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -245,46 +246,35 @@ class EvalBatch(NamedTuple):
     return None if hidden is None else hidden.reshape(-1, hidden.shape[-1])
 
 
-def eval_batches(items_N, first_M, end_M, target_M, config: DataConfig, batch_rows: int,
-                 hide: bool = False, times_N=None, units: int = 1):
-  """Yields EvalBatch for the histories items_N[first : end], all of one shape.
+def eval_batches(store: Store, user_M: np.ndarray, index_M: np.ndarray, config: DataConfig,
+                 batch_rows: int, hide: bool = False) -> Iterator[EvalBatch]:
+  """Batches for targets of a data set (see `Store.targets`), all of one shape.
 
-  Args:
-    items_N: interactions.
-    first_M: where each history starts; only its last `max_history` items are read.
-    end_M: where it ends; a history has at least one item.
-    target_M: the item to rank.
-    config: rows.
-    batch_rows: B.
-    hide: leave the items of the whole history out of the ranking.
-    times_N, units: as for `fill`.
+  With `hide` the items of the whole history, beyond what is read, are left out of the ranking.
   """
-  length_M = np.minimum(end_M - first_M, config.max_history)
+  first_M = store.offsets[user_M]
+  whole_M = index_M - first_M
+  length_M = np.minimum(whole_M, config.max_history)
   plan = config.plan(length_M)
+  last_M = (plan.place_S + length_M - 1).astype(np.int32)
+  target_M = store.items_N[index_M]
   order_M = np.argsort(plan.row_S, kind='stable')
-  count = np.bincount(plan.row_S, minlength=plan.rows)
-  nth_M = np.empty_like(order_M)  # which history of its row each one is
-  nth_M[order_M] = ranges(count)
-  width = int(count.max(initial=0))
-  hidden_width = int((end_M - first_M).max(initial=0)) if hide else 0
+  count_R = np.bincount(plan.row_S, minlength=plan.rows)
+  nth_M = ranges(count_R)  # which history of its row each one is, in this order
+  shape = batch_rows, int(count_R.max(initial=0))
   edges = np.searchsorted(plan.row_S[order_M], np.arange(0, plan.rows + batch_rows, batch_rows))
   for b, (low, high) in enumerate(itertools.pairwise(edges)):
-    m = order_M[low:high]
-    row, place, length = plan.row_S[m] - b * batch_rows, plan.place_S[m], length_M[m]
-    segments = Segments(end_M[m] - length, length, row, place)
-    rows = fill(items_N, segments, (batch_rows, config.length), times_N, units)
-
-    def laid(values, filling, dtype=np.int32, row=row, nth=nth_M[m]):
-      out = np.full((batch_rows, width, *values.shape[1:]), filling, dtype)
-      out[row, nth] = values
-      return out
-
+    m, nth = order_M[low:high], nth_M[low:high]
+    row, length, whole = plan.row_S[m] - b * batch_rows, length_M[m], whole_M[m]
+    segments = Segments(index_M[m] - length, length, row, plan.place_S[m])
+    rows = fill(store.items_N, segments, (batch_rows, config.length), *store.clock)
+    index = np.full(shape, -1, np.int32)
+    index[row, nth] = m
+    scored = index >= 0
     hidden = None
     if hide:
-      whole = end_M[m] - first_M[m]
-      own = np.full((len(m), hidden_width), -1)
-      own[np.repeat(np.arange(len(m)), whole), ranges(whole)] = items_N[
-        np.repeat(first_M[m], whole) + ranges(whole)]
-      hidden = laid(own, -1)
-    yield EvalBatch(rows, laid(place + length - 1, 0), laid(target_M[m], 0),
-                    laid(np.ones(len(m)), False, bool), laid(m, -1), hidden)
+      hidden = np.full((*shape, whole_M.max()), -1, np.int32)
+      hidden[np.repeat(row, whole), np.repeat(nth, whole), ranges(whole)] = store.items_N[
+        ranges(whole, first_M[m])]
+    yield EvalBatch(rows, np.where(scored, last_M[index], 0), np.where(scored, target_M[index], 0),
+                    scored, index, hidden)
