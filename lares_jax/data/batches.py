@@ -157,20 +157,17 @@ class TrainBatches:
     window_of_slot, row_order = self._epoch(epoch)
     row_R = row_order[i * self.batch_rows : (i + 1) * self.batch_rows]
     first_R, count_R = self._row_first[row_R], np.diff(self._row_first)[row_R]
-    slot_S = self._by_row_S[np.repeat(first_R, count_R) + ranges(count_R)]
+    slot_S = self._by_row_S[ranges(count_R, first_R)]
     row_S = np.repeat(np.arange(len(row_R)), count_R)
     start_S, length_S, context_S = (x[window_of_slot[slot_S]] for x in self.windows)
     segments = Segments(start_S, length_S, row_S, self._plan.place_S[slot_S])
 
     items_N, shape = self._store.items_N, (self.batch_rows, self._config.length)
-    target, scored = np.zeros(shape, np.int32), np.zeros(shape, bool)
-    step_in = ranges(length_S)
-    token = np.repeat(segments.first(shape[1]), length_S) + step_in
-    end = np.repeat(start_S + 1, length_S) + step_in
-    target.flat[token] = items_N[end]
-    scored.flat[token] = step_in >= np.repeat(context_S, length_S)
+    following = segments._replace(start_S=start_S + 1)
+    target, position, segment, scored, _ = fill(items_N, following, shape)
+    scored &= position >= context_S[segment]
     if self._kept_N is not None:
-      scored.flat[token] &= self._kept_N[end]
+      scored &= fill(self._kept_N, following, shape).item_BxL > 0
     place = None
     if self._config.rows == 'prefix':  # only the last token of a row counts: leave the others out
       place = np.zeros((shape[0], 1), np.int32)
