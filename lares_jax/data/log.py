@@ -206,7 +206,7 @@ def _whole_times(rows: pl.DataFrame) -> tuple[pl.DataFrame, int]:
 
 def _numbered(raw: pl.Series) -> tuple[pl.Series, pl.Series]:
   """Numbers of a categorical column, in the order of its ids, and these ids."""
-  seen = raw.unique()
+  seen = raw.unique(maintain_order=True)  # else it varies from run to run how the ids lie in memory
   ids = seen.cast(pl.String)
   order = id_order(ids)
   code = seen.to_physical().to_numpy()[order]
