@@ -188,7 +188,7 @@ def _read(
   if options.min_rating is not None:
     names['rating'] = options.rating
   if options.tie_break != 'file_order':
-    names['tie'] = options.tie_break
+    names['tie_break'] = options.tie_break
   return read(
     sources, names, min_rating=options.min_rating, skip_bad_rows=options.bad_rows == 'skip',
     keep_parts=options.split != 'global_time', done=done)

@@ -220,10 +220,10 @@ def _in_order(rows: pl.DataFrame) -> pl.DataFrame:
 
   One stable sort a key, some users at a time: this needs the least memory.
   """
-  if 'tie' in rows.columns and rows['tie'].dtype == pl.String:
-    number = rows['tie'].cast(pl.Float64, strict=False)
+  if 'tie_break' in rows.columns and rows['tie_break'].dtype == pl.String:
+    number = rows['tie_break'].cast(pl.Float64, strict=False)
     rows = rows if number.null_count() else rows.with_columns(number)
-  keys = [key for key in ('tie', 'time', 'part', 'user') if key in rows.columns]
+  keys = [key for key in ('tie_break', 'time', 'part', 'user') if key in rows.columns]
   shares = len(rows) // _SORTED_AT_ONCE + 1
   edges = np.linspace(0, 1 + int(rows['user'].to_numpy().max()), shares + 1).astype(int)
   ordered = []
@@ -231,5 +231,5 @@ def _in_order(rows: pl.DataFrame) -> pl.DataFrame:
     share = rows.filter(pl.col('user').is_between(first, last, closed='left'))
     for key in keys:
       share = share.sort(key, maintain_order=True)
-    ordered.append(share.drop('tie', strict=False))
+    ordered.append(share.drop('tie_break', strict=False))
   return pl.concat(ordered)
