@@ -18,7 +18,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -52,16 +52,10 @@ class Store:
     """
     directory = os.fspath(directory)
     meta = _read_meta(directory)
-
-    def array(name: str) -> Any:
-      file = f'{name}.npy'
-      try:
-        return np.load(os.path.join(directory, file), mmap_mode='r') if file in meta['files'] else None
-      except (OSError, ValueError, EOFError):
-        raise _mend(directory, file, 'not a readable array') from None
-
-    names = ('items', 'times', 'offsets', 'valid_start', 'test_start')
-    return cls(directory, *map(array, names), meta)  # type: ignore[call-arg]
+    mapped = functools.partial(np.load, mmap_mode='r')
+    array = lambda name: _read(directory, f'{name}.npy', mapped)
+    return cls(directory, array('items'), array('times') if 'times.npy' in meta['files'] else None,
+               array('offsets'), array('valid_start'), array('test_start'), meta)
 
   @property
   def num_users(self) -> int:
@@ -81,18 +75,12 @@ class Store:
   @functools.cached_property
   def user_ids(self) -> pl.Series:
     """Raw ids, [U] strings."""
-    return self._table('users')['id']
+    return _read(self.directory, 'users.arrow', pl.read_ipc)['id']
 
   @functools.cached_property
   def items(self) -> pl.DataFrame:
     """Raw `id` and `train_count` of each item, [V] rows."""
-    return self._table('items')
-
-  def _table(self, name: str) -> pl.DataFrame:
-    try:
-      return pl.read_ipc(os.path.join(self.directory, f'{name}.arrow'))
-    except (OSError, pl.exceptions.PolarsError):
-      raise _mend(self.directory, f'{name}.arrow', 'not a readable table') from None
+    return _read(self.directory, 'items.arrow', pl.read_ipc)
 
   @property
   def item_ids(self) -> pl.Series:
@@ -155,11 +143,11 @@ def write(
   order_V = by_id_V[np.argsort(-train_count_V[by_id_V], kind='stable')]
   number_V = np.empty(len(order_V), np.int32)
   number_V[order_V] = np.arange(len(order_V), dtype=np.int32)
-  arrays = {'items': number_V[items_N]}
-  for name, array in {'offsets': offsets, 'valid_start': valid_start_U, 'test_start': test_start_U,
-                      'times': times_N}.items():
-    if array is not None:
-      arrays[name] = array.astype(np.int64, copy=False)
+  arrays = {'offsets': offsets, 'valid_start': valid_start_U, 'test_start': test_start_U}
+  if times_N is not None:
+    arrays['times'] = times_N
+  arrays = {name: array.astype(np.int64, copy=False) for name, array in arrays.items()}
+  arrays['items'] = number_V[items_N]
   for name, array in arrays.items():
     np.save(os.path.join(directory, f'{name}.npy'), array)
   item_ids = item_ids[order_V]
@@ -209,6 +197,13 @@ def _fingerprint(arrays: Mapping[str, np.ndarray], user_ids: pl.Series, item_ids
     for block in ids.to_frame().iter_slices(1 << 20):
       digest.update(json.dumps(block.to_series().to_list()).encode())
   return digest.hexdigest()
+
+
+def _read(directory: str, name: str, reader: Callable[[str], Any]) -> Any:
+  try:
+    return reader(os.path.join(directory, name))
+  except (OSError, ValueError, EOFError, pl.exceptions.PolarsError):
+    raise _mend(directory, name, 'not readable') from None
 
 
 def _mend(directory: str, name: str, fault: object) -> InputError:
