@@ -105,7 +105,6 @@ def prepare(
   sources = formats.sources(inputs, options.format)
   bar = tqdm(total=len(sources) + 3, desc='read', unit='stage', disable=None)
   with bar, new_directory(output) as fresh:
-    directory = os.fspath(fresh)
     log, left_out = _read(sources, options, bar.update)
     bar.set_description('filter and split')
     log = _filtered(log, options, left_out)
@@ -125,13 +124,13 @@ def prepare(
     }
     valid_start_U = log.offsets[:-1] + size_Ux3[:, 0]
     opened = store.write(
-      directory, items_N=log.rows['item'].to_numpy(), times_N=_times(log), offsets=log.offsets,
+      fresh, items_N=log.rows['item'].to_numpy(), times_N=_times(log), offsets=log.offsets,
       valid_start_U=valid_start_U, test_start_U=valid_start_U + size_Ux3[:, 1],
       user_ids=log.user_ids, item_ids=log.item_ids, meta=meta)
     del log
     bar.update()
     bar.set_description('audit')
-    store.write_meta(directory, {**opened.meta, 'audit': audit.audit(opened)})
+    store.write_meta(fresh, {**opened.meta, 'audit': audit.audit(opened)})
     bar.update()
   return Store.open(output)
 
@@ -287,9 +286,8 @@ def _define_flags() -> None:
 def main() -> None:
   """The command; see --help."""
   values = flags.FLAGS.flag_values_dict()
-  names = [field.name for field in dataclasses.fields(PrepareOptions)]
-  options = PrepareOptions(**{name: values[name] for name in names})
-  made = prepare(values['input'], values['output'], options)
+  options = {field.name: values[field.name] for field in dataclasses.fields(PrepareOptions)}
+  made = prepare(values['input'], values['output'], PrepareOptions(**options))
   print(_report(made))
   print(f'wrote {len(made.items_N):,} interactions to {made.directory}')
 

@@ -127,9 +127,9 @@ class Store:
 
 
 def write(
-  directory: str, *, items_N: np.ndarray, times_N: np.ndarray | None, offsets: np.ndarray,
-  valid_start_U: np.ndarray, test_start_U: np.ndarray, user_ids: pl.Series, item_ids: pl.Series,
-  meta: Mapping[str, Any],
+  directory: str | os.PathLike[str], *, items_N: np.ndarray, times_N: np.ndarray | None,
+  offsets: np.ndarray, valid_start_U: np.ndarray, test_start_U: np.ndarray, user_ids: pl.Series,
+  item_ids: pl.Series, meta: Mapping[str, Any],
 ) -> Store:
   """Writes a data set into an existing directory, renumbering its items by popularity.
 
@@ -161,7 +161,7 @@ def write(
   return Store.open(directory)
 
 
-def write_meta(directory: str, meta: Mapping[str, Any]) -> None:
+def write_meta(directory: str | os.PathLike[str], meta: Mapping[str, Any]) -> None:
   """Writes meta.json, with the size in bytes of every other file, so that `open` sees cuts."""
   names = sorted(name for name in os.listdir(directory) if name != 'meta.json')
   files = {name: os.path.getsize(os.path.join(directory, name)) for name in names}

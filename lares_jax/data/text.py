@@ -153,11 +153,11 @@ def sentence_encoder(name: str) -> Encode:
 
 def main() -> None:
   """The command; see --help."""
-  values = flags.FLAGS.flag_values_dict()
-  store = Store.open(values['data'])
-  title_V = titles(store, values['input'], values['item'], values['title'])
-  encoder = values['encoder']
-  path = write(store, title_V, word_encoder() if encoder == 'words' else sentence_encoder(encoder))
+  given = flags.FLAGS
+  store = Store.open(given.data)
+  title_V = titles(store, given.input, given.item, given.title)
+  path = write(store, title_V,
+               word_encoder() if given.encoder == 'words' else sentence_encoder(given.encoder))
   count, width = np.load(path, mmap_mode='r').shape
   print(f'wrote {path}: {count:,} items of {width} dimensions, {title_V.count(""):,} without a title')
 
