@@ -95,17 +95,11 @@ class Windows(NamedTuple):
 
 
 class TrainBatches:
-  """All batches of a run.
+  """All batches of a run: `batch_rows` rows with targets, and rows for at most `pairs` pairs.
 
-  Args:
-    store: the data set; rows have times where it has.
-    config: rows.
-    batch_rows: how many have targets.
-    pairs: P, at most; 0: none.
-    seed: of the order, the company in a row, and the partners.
-    kept_N: flags of the interactions that count as targets; None: all of training.
-    partners: whether pairs are to have partners, and with them more rows.
-    copies: whether the rows with targets come twice.
+  Order, company in a row and partners follow the seed. Rows have times where the data set has.
+  `kept_N` flags the interactions that count as targets (None: all of training). With `partners`
+  pairs have these, and batches more rows for them; with `copies` the rows with targets come twice.
   """
 
   def __init__(self, store: Store, config: DataConfig, batch_rows: int, pairs: int, seed: int,

@@ -45,18 +45,10 @@ def read(
   sources: Sequence[formats.Source], names: Mapping[str, str], *, min_rating: float | None = None,
   skip_bad_rows: bool = False, keep_parts: bool = True, done: Callable[[], object] = lambda: None,
 ) -> tuple[Log, Counter[str]]:
-  """Reads a log from its files.
+  """Reads a log from its files: the log, and how many rows were left out, by reason.
 
-  Args:
-    sources: the files.
-    names: as for `formats.scan`.
-    min_rating: rows rated lower are left out.
-    skip_bad_rows: whether faulty rows are left out, too.
-    keep_parts: whether a log that comes split is to stay so.
-    done: called after each file.
-
-  Returns:
-    The log, and how many rows were left out, by reason.
+  `names` are as for `formats.scan`. Rows rated below `min_rating` are left out. With `keep_parts` a
+  log that comes split stays so. `done` is called after each file.
 
   Raises:
     InputError: a file cannot be read, or a row is faulty and is not to be skipped.
@@ -119,18 +111,12 @@ def _unroll(log: pl.DataFrame, strict: bool) -> pl.DataFrame:
   """Restores whole sequences from rows that each carry the `history` before their item.
 
   Every row is one interaction; what came before a user's first row is known from its history
-  alone, counts as training and takes that row's time.
-
-  Args:
-    log: columns user, item, history (null in files without), row, where known part and time; each
-      part in file order.
-    strict: whether each history must end with the item of the row before it.
-
-  Returns:
-    The same without history and row, with the interactions found in histories put first.
+  alone, counts as training, takes that row's time and is put first. The columns history (null in
+  files without) and row go; each part comes in file order.
 
   Raises:
-    InputError: a history does not end as it must: rows are missing or out of order.
+    InputError: `strict`, and a history does not end with the item of the row before it: rows are
+      missing or out of order.
   """
   if 'part' not in log.columns:
     log = log.with_columns(part=pl.lit(0, pl.UInt8))

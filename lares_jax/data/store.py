@@ -108,18 +108,16 @@ class Store:
   def targets(self, split: str) -> tuple[np.ndarray, np.ndarray]:
     """The interactions of a split that can be predicted.
 
-    The history of the target at absolute index n of user u is items_N[offsets[u]:n]. A target
-    with no history at all (a new user's first interaction) is left out; the audit counts these.
-
-    Returns:
-      user_M and index_M, int64: whose each target is, and where it stands in `items_N`.
+    Each by its user and where it stands in `items_N`, int64 [M]. The history of the target at
+    absolute index n of user u is items_N[offsets[u]:n]. A target with no history at all (a new
+    user's first interaction) is left out; the audit counts these.
     """
     user_M, index_M = self.interactions(split)
     has_history = index_M > self.offsets[user_M]
     return user_M[has_history], index_M[has_history]
 
   def interactions(self, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """All interactions of a split, in the same terms."""
+    """All interactions of a split, in the same terms as `targets`."""
     edges = [self.offsets[:-1], self.valid_start_U, self.test_start_U, self.offsets[1:]]
     part = PARTS.index(split)
     size_U = edges[part + 1] - edges[part]
@@ -133,9 +131,8 @@ def write(
 ) -> Store:
   """Writes a data set into an existing directory, renumbering its items by popularity.
 
-  Args:
-    items_N: numbers into `item_ids`, in any numbering.
-    meta: what to record besides the counts, the fingerprint and the sizes of the files.
+  `items_N` are numbers into `item_ids`, in any numbering; `meta` is what to record besides the counts,
+  the fingerprint and the sizes of the files.
   """
   training_M = ranges(valid_start_U - offsets[:-1], offsets[:-1])
   train_count_V = np.bincount(items_N[training_M], minlength=len(item_ids))

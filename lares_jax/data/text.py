@@ -31,11 +31,8 @@ _TEXTS = 1024  # encoded at a time
 def titles(store: Store, inputs: str, item: str, title: str) -> list[str]:
   """The title of each item, '' where there is none; of several, the first.
 
-  Args:
-    store: the data set.
-    inputs: tables (CSV, TSV, JSON Lines, Parquet): paths and globs, commas between.
-    item: their column of raw item ids.
-    title: their column of titles.
+  `inputs` are tables (CSV, TSV, JSON Lines, Parquet), paths and globs with commas between, which
+  have columns `item` of raw ids and `title`.
 
   Raises:
     InputError: a file cannot be read, or none has a title for any item.
@@ -77,19 +74,14 @@ def write(store: Store, title_V: Sequence[str], encode: Encode) -> str:
 def load(store: Store, width: int, rows: int) -> np.ndarray:
   """The text table of a data set with `rows` >= V rows, those beyond the items zero [rows, W].
 
-  Raises:
-    InputError: see `opened`.
+  Raises as `opened` does, and so does `fingerprint`.
   """
   table_VxW = opened(store, width)
   return np.pad(table_VxW.astype(np.float32), [(0, rows - len(table_VxW)), (0, 0)])
 
 
 def fingerprint(store: Store, width: int) -> str:
-  """Changes whenever an embedding does.
-
-  Raises:
-    InputError: see `opened`.
-  """
+  """Changes whenever an embedding does."""
   return hashlib.sha256(np.ascontiguousarray(opened(store, width)).data).hexdigest()
 
 
