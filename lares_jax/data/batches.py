@@ -105,18 +105,15 @@ class TrainBatches:
   def __init__(self, store: Store, config: DataConfig, batch_rows: int, pairs: int, seed: int,
                kept_N: np.ndarray | None = None, *, partners: bool = True, copies: bool = False):
     packed = config.rows == 'packed'
-    make = Windows.sliding if packed else Windows.prefixes
-    self.windows = make(store, config.max_history)
-    self._kept_N = kept_N
-    if kept_N is not None:
-      self.windows = self.windows.ending_in(kept_N)
-    length_S = self.windows.length_S
+    windows = (Windows.sliding if packed else Windows.prefixes)(store, config.max_history)
+    self._windows = windows if kept_N is None else windows.ending_in(kept_N)
+    length_S = self._windows.length_S
     if not length_S.size:
       raise InputError(f'{store.directory}: no training target; a user needs two training items')
     self._plan = config.plan(length_S)
     self._by_row_S = np.argsort(self._plan.row_S, kind='stable')
     self._row_first = np.searchsorted(self._plan.row_S[self._by_row_S], np.arange(self._plan.rows + 1))
-    self._store, self._config, self._seed = store, config, seed
+    self._store, self._config, self._seed, self._kept_N = store, config, seed, kept_N
     # There is one anchor a segment: more pairs than a batch has segments would be filling.
     segments = batch_rows * len(length_S) / self._plan.rows * (1.2 if packed else 1.0)
     self.batch_rows, self.pairs = batch_rows, min(pairs, int(segments) + 1)
@@ -137,7 +134,7 @@ class TrainBatches:
   def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
     """(window of each slot, order of rows). Windows of one length change places among themselves."""
     generator = np.random.default_rng([self._seed, 1, epoch])
-    length_S = self.windows.length_S
+    length_S = self._windows.length_S
     shuffled_S = generator.permutation(len(length_S))
     window_of_slot = np.empty_like(shuffled_S)
     # Slot s was planned for window s: give it any window of that length.
@@ -153,7 +150,7 @@ class TrainBatches:
     first_R, count_R = self._row_first[row_R], np.diff(self._row_first)[row_R]
     slot_S = self._by_row_S[ranges(count_R, first_R)]
     row_S = np.repeat(np.arange(len(row_R)), count_R)
-    start_S, length_S, context_S = (x[window_of_slot[slot_S]] for x in self.windows)
+    start_S, length_S, context_S = (x[window_of_slot[slot_S]] for x in self._windows)
     segments = Segments(start_S, length_S, row_S, self._plan.place_S[slot_S])
 
     items_N, shape = self._store.items_N, (self.batch_rows, self._config.length)

@@ -138,8 +138,7 @@ def write(
   train_count_V = np.bincount(items_N[training_M], minlength=len(item_ids))
   by_id_V = id_order(item_ids)
   order_V = by_id_V[np.argsort(-train_count_V[by_id_V], kind='stable')]
-  number_V = np.empty(len(order_V), np.int32)
-  number_V[order_V] = np.arange(len(order_V), dtype=np.int32)
+  number_V = np.argsort(order_V).astype(np.int32)  # the inverse
   arrays = {'offsets': offsets, 'valid_start': valid_start_U, 'test_start': test_start_U}
   if times_N is not None:
     arrays['times'] = times_N
