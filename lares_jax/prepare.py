@@ -3,10 +3,7 @@
     python -m lares_jax.prepare --input=log.csv.gz --user=who --item=what --time=when --output=DIR
 
 Several files: commas and globs. A benchmark that comes split (train, valid, test) stays as it is
-split. For Amazon Reviews 2023, fetch the three files of a category of the 5-core benchmark
-(https://amazon-reviews-2023.github.io, `5core/last_out`), then
-
-    python -m lares_jax.prepare --input='Musical_Instruments.*.csv.gz' --output=data/instruments
+split; configs/amazon2023.py has the commands for Amazon Reviews 2023.
 
 The order of work: faulty rows, minimum rating, time order, duplicates, k-core, short users, split,
 maximum history. The same input and options give the same bytes.
