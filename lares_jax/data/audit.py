@@ -62,7 +62,8 @@ def _quantiles(count: np.ndarray) -> dict[str, float]:
 
 
 def _split(store: Store, name: str, repeat_N: np.ndarray) -> dict[str, Any]:
-  interactions, (_, index_M) = len(store.interactions(name)[1]), store.targets(name)
+  interactions = len(store.interactions(name)[1])
+  _, index_M = store.targets(name)
   split: dict[str, Any] = {'interactions': interactions, 'targets': len(index_M)}
   if name != 'train':
     split |= {
