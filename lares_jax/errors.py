@@ -83,12 +83,13 @@ def _parsed(argv: list[str]) -> list[str]:
     elif near := re.search(r'Did you mean "(.*)" instead of "(.*)"', said):
       said = f'the config has no key {near[2]}; did you mean {near[1]}?'
     elif isinstance(error, AttributeError) and ' ' not in said:
-      said = f'the config has no key {said}'
+      said = 'the config has no key ' + said.strip('\'"')
     elif not isinstance(error, flags.Error):
-      at = [frame for frame in traceback.extract_tb(error.__traceback__)  # the last one of a person
-            if not re.search('^<|site-packages', frame.filename)][-1]
-      where = '' if isinstance(error, SyntaxError) else f' ({at.filename}, line {at.lineno})'
-      said = f'--config: {type(error).__name__}: {said}{where}'
+      said = f'--config: {type(error).__name__}: {said}'
+      frames = traceback.extract_tb(error.__traceback__)[1:]  # the first is this file's
+      own = [frame for frame in frames if not re.search('^<|site-packages', frame.filename)]
+      if own and not isinstance(error, SyntaxError):  # which says itself where it is
+        said += f' ({own[-1].filename}, line {own[-1].lineno})'
     sys.exit(_say(said))
 
 

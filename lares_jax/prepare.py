@@ -3,10 +3,7 @@
     python -m lares_jax.prepare --input=log.csv.gz --user=who --item=what --time=when --output=DIR
 
 Several files: commas and globs. A benchmark that comes split (train, valid, test) stays as it is
-split. For Amazon Reviews 2023, fetch the three files of a category of the 5-core benchmark
-(https://amazon-reviews-2023.github.io, `5core/last_out`), then
-
-    python -m lares_jax.prepare --input='Musical_Instruments.*.csv.gz' --output=data/instruments
+split; configs/amazon2023.py has the commands for Amazon Reviews 2023.
 
 The order of work: faulty rows, minimum rating, time order, duplicates, k-core, short users, split,
 maximum history. The same input and options give the same bytes.
@@ -105,7 +102,6 @@ def prepare(
   sources = formats.sources(inputs, options.format)
   bar = tqdm(total=len(sources) + 3, desc='read', unit='stage', disable=None)
   with bar, new_directory(output) as fresh:
-    directory = os.fspath(fresh)
     log, left_out = _read(sources, options, bar.update)
     bar.set_description('filter and split')
     log = _filtered(log, options, left_out)
@@ -125,13 +121,13 @@ def prepare(
     }
     valid_start_U = log.offsets[:-1] + size_Ux3[:, 0]
     opened = store.write(
-      directory, items_N=log.rows['item'].to_numpy(), times_N=_times(log), offsets=log.offsets,
+      fresh, items_N=log.rows['item'].to_numpy(), times_N=_times(log), offsets=log.offsets,
       valid_start_U=valid_start_U, test_start_U=valid_start_U + size_Ux3[:, 1],
       user_ids=log.user_ids, item_ids=log.item_ids, meta=meta)
     del log
     bar.update()
     bar.set_description('audit')
-    store.write_meta(directory, {**opened.meta, 'audit': audit.audit(opened)})
+    store.write_meta(fresh, {**opened.meta, 'audit': audit.audit(opened)})
     bar.update()
   return Store.open(output)
 
@@ -188,7 +184,7 @@ def _read(
   if options.min_rating is not None:
     names['rating'] = options.rating
   if options.tie_break != 'file_order':
-    names['tie'] = options.tie_break
+    names['tie_break'] = options.tie_break
   return read(
     sources, names, min_rating=options.min_rating, skip_bad_rows=options.bad_rows == 'skip',
     keep_parts=options.split != 'global_time', done=done)
@@ -287,9 +283,8 @@ def _define_flags() -> None:
 def main() -> None:
   """The command; see --help."""
   values = flags.FLAGS.flag_values_dict()
-  names = [field.name for field in dataclasses.fields(PrepareOptions)]
-  options = PrepareOptions(**{name: values[name] for name in names})
-  made = prepare(values['input'], values['output'], options)
+  options = {field.name: values[field.name] for field in dataclasses.fields(PrepareOptions)}
+  made = prepare(values['input'], values['output'], PrepareOptions(**options))
   print(_report(made))
   print(f'wrote {len(made.items_N):,} interactions to {made.directory}')
 

@@ -152,8 +152,7 @@ def test_a_batch_is_a_function_of_seed_and_step_whatever_the_workers(store):
 def test_evaluation_batches_hold_every_history_once(store, config):
   user, index = store.targets('test')
   seen = []
-  for b in eval_batches(store.items_N, store.offsets[user], index, store.items_N[index], config, 4,
-                        hide=True):
+  for b in eval_batches(store, user, index, config, 4, hide=True):
     for row, a in zip(*np.nonzero(b.scored_BxA)):
       m, at = b.index_BxA[row, a], b.place_BxA[row, a]
       history = store.items_N[store.offsets[user[m]]:index[m]]

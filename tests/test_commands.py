@@ -26,6 +26,8 @@ def run(*arguments, text=''):
   (['lares_jax.main', '--config=configs/none.py', '--workdir=W'], 'configs/none.py'),
   (['lares_jax.main', '--config=configs/beauty.py:odd', '--workdir=W'], 'odd: use no variant'),
   (['lares_jax.main', '--config=README.md', '--workdir=W'], '--config: SyntaxError'),
+  (['lares_jax.main', '--config=tests/amazon.py', '--workdir=W'], "no attribute 'get_config'\n"),
+  ([*MAIN, '--workdir=W', '--config.odd=1'], 'the config has no key odd\n'),
   ([*MAIN, '--workdir=gs://bucket/run'], 'a bucket has to be mounted'),
   ([*MAIN, '--workdir=/proc/none', '--config.data.path=', '--config.data.cache=/proc/none'],
    '/proc/none'),

@@ -243,7 +243,7 @@ def test_what_can_be_wrong_with_the_request(tmp_path):
     (f'{csv},{txt}', NAMES, 'several formats'),
     (csv, {}, r'say --user=NAME, one of its columns: .who,what,when.'),
     (csv, {'user': 'who'}, 'say --item=NAME'),
-    (csv, {**NAMES, 'tie': 'rank'}, "no column 'rank'.*--tie_break=NAME"),
+    (csv, {**NAMES, 'tie_break': 'rank'}, "no column 'rank'.*--tie_break=NAME"),
     (txt, NAMES, 'leave out the options that ask for more .user, item, time'),
   ]:
     with pytest.raises(InputError, match=said):
@@ -274,7 +274,7 @@ def test_user_blocks_cover_every_row_once(rows):
 def test_minimum_rating_and_tie_break(tmp_path):
   header = 'who,what,when,stars,rank\n'
   path = write(tmp_path / 'log.csv', header + 'u,z,7,5,1\nu,a,1,5,10\nu,b,1,2,1\nu,c,1,4,9\n')
-  names = {**NAMES, 'rating': 'stars', 'tie': 'rank'}
+  names = {**NAMES, 'rating': 'stars', 'tie_break': 'rank'}
   rows, left_out = load(path, names, min_rating=3)
   assert [row[1] for row in rows] == ['c', 'a', 'z'], 'by time, then by rank as a number'
   assert left_out == {'rows rated too low': 1}

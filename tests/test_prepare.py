@@ -265,6 +265,16 @@ def test_the_same_input_gives_the_same_bytes(tmp_path, rows):
   assert other.fingerprint != Store.open(tmp_path / 'one').fingerprint
 
 
+def test_long_ids_lie_in_the_files_in_one_order(tmp_path):
+  """Those of over 12 bytes lie outside arrow's views, and may do so in any order."""
+  paths = amazon.write(tmp_path / 'log', amazon.log())
+  files = set()
+  for k in range(40):
+    made = prepare(paths, tmp_path / str(k))
+    files.add(Path(made.directory, 'users.arrow').read_bytes())
+  assert len(files) == 1, 'the same input and options must give the same bytes'
+
+
 def test_prepared_takes_a_directory_or_a_log(tmp_path, rows, capsys):
   options = PrepareOptions(**NAMED)
   path = write_csv(tmp_path / 'log.csv', rows)

@@ -7,14 +7,16 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from lares_jax.data.log import repeats, user_blocks
-from lares_jax.data.store import PARTS, Store, in_training
+from lares_jax.data.log import repeats
+from lares_jax.data.store import PARTS, Store
+
+_BLOCK = 1 << 20  # interactions turned into text at a time
 
 
 def audit(store: Store) -> dict[str, Any]:
   """Counts, shares (0 to 1) and warnings, all of what was kept, as plain JSON values."""
   users, items, interactions = store.num_users, store.num_items, len(store.items_N)
-  repeat_N, digests = repeats(store.items_N, store.offsets), _digests(store)
+  repeat_N = repeats(store.items_N, store.offsets)
   found = {
     'users': users,
     'items': items,
@@ -27,7 +29,7 @@ def audit(store: Store) -> dict[str, Any]:
     'items_not_in_training': int((store.train_count_V == 0).sum()),
     'users_not_in_training': int((store.valid_start_U == store.offsets[:-1]).sum()),
     'training_after_first_test': _leakage(store),
-    'splits': {name: {**_split(store, name, repeat_N), 'sha256': digests[name]} for name in PARTS},
+    'splits': {name: _split(store, name, repeat_N) for name in PARTS},
   }
   return {**found, 'warnings': _warnings(found)}
 
@@ -60,25 +62,23 @@ def _quantiles(count: np.ndarray) -> dict[str, float]:
 
 
 def _split(store: Store, name: str, repeat_N: np.ndarray) -> dict[str, Any]:
-  start_U, end_U = store.span(name)
+  interactions = len(store.interactions(name)[1])
   _, index_M = store.targets(name)
-  counts = {'interactions': int((end_U - start_U).sum()), 'targets': len(index_M)}
-  if name == 'train':
-    return counts
-  return {
-    **counts,
-    'without_history': counts['interactions'] - len(index_M),
-    'in_history': float(repeat_N[index_M].mean()) if len(index_M) else 0.0,
-    'not_in_training': int((store.train_count_V[store.items_N[index_M]] == 0).sum()),
-  }
+  split: dict[str, Any] = {'interactions': interactions, 'targets': len(index_M)}
+  if name != 'train':
+    split |= {
+      'without_history': interactions - len(index_M),
+      'in_history': float(repeat_N[index_M].mean()) if len(index_M) else 0.0,
+      'not_in_training': int((store.train_count_V[store.items_N[index_M]] == 0).sum()),
+    }
+  return {**split, 'sha256': _digest(store, name)}
 
 
 def _tied_times(store: Store) -> float | None:
   """Share of interactions with the time of the one before: only the tie-break orders them."""
   if store.times_N is None:
     return None
-  tied_N = np.zeros(len(store.times_N), bool)
-  tied_N[1:] = store.times_N[1:] == store.times_N[:-1]
+  tied_N = np.diff(store.times_N, prepend=-1) == 0
   tied_N[store.offsets[:-1]] = False
   return float(tied_N.mean())
 
@@ -88,24 +88,23 @@ def _leakage(store: Store) -> float | None:
   _, index_M = store.targets('test')
   if store.times_N is None or not len(index_M):
     return None
-  in_train_N = in_training(store.offsets, store.valid_start_U)
-  later_N = in_train_N & (store.times_N > store.times_N[index_M].min())
-  return float(later_N.sum() / max(in_train_N.sum(), 1))
+  training_M = store.interactions('train')[1]
+  later_M = store.times_N[training_M] > store.times_N[index_M].min()
+  return float(later_M.sum() / max(len(later_M), 1))
 
 
-def _digests(store: Store) -> dict[str, str]:
-  """SHA-256 of each split as lines `user item time` of raw ids, tabs between, in store order."""
-  digests = {name: hashlib.sha256() for name in PARTS}
-  for user, rows in user_blocks(store.offsets, 1 << 20):
-    lines = pl.DataFrame({'user': store.user_ids[user], 'item': store.item_ids[store.items_N[rows]]})
+def _digest(store: Store, name: str) -> str:
+  """SHA-256 of a split as lines `user item time` of raw ids, tabs between, in store order."""
+  digest = hashlib.sha256()
+  user_M, index_M = store.interactions(name)
+  for low in range(0, len(index_M), _BLOCK):
+    user, index = user_M[low : low + _BLOCK], index_M[low : low + _BLOCK]
+    lines = {'user': store.user_ids[user], 'item': store.item_ids[store.items_N[index]]}
     if store.times_N is not None:
-      lines = lines.with_columns(pl.Series('time', store.times_N[rows]))
-    index = np.arange(rows.start, rows.stop)
-    part = (index >= store.valid_start_U[user]).astype(int) + (index >= store.test_start_U[user])
-    for number, digest in enumerate(digests.values()):
-      text = lines.filter(part == number).write_csv(include_header=False, separator='\t')
-      digest.update(text.encode())
-  return {name: digest.hexdigest() for name, digest in digests.items()}
+      lines['time'] = pl.Series(store.times_N[index])
+    text = pl.DataFrame(lines).write_csv(include_header=False, separator='\t')
+    digest.update(text.encode())
+  return digest.hexdigest()
 
 
 def _warnings(found: Mapping[str, Any]) -> list[str]:

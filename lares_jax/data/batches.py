@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -94,34 +95,25 @@ class Windows(NamedTuple):
 
 
 class TrainBatches:
-  """All batches of a run.
+  """All batches of a run: `batch_rows` rows with targets, and rows for at most `pairs` pairs.
 
-  Args:
-    store: the data set; rows have times where it has.
-    config: rows.
-    batch_rows: how many have targets.
-    pairs: P, at most; 0: none.
-    seed: of the order, the company in a row, and the partners.
-    kept_N: flags of the interactions that count as targets; None: all of training.
-    partners: whether pairs are to have partners, and with them more rows.
-    copies: whether the rows with targets come twice.
+  Order, company in a row and partners follow the seed. Rows have times where the data set has.
+  `kept_N` flags the interactions that count as targets (None: all of training). With `partners`
+  pairs have these, and batches more rows for them; with `copies` the rows with targets come twice.
   """
 
   def __init__(self, store: Store, config: DataConfig, batch_rows: int, pairs: int, seed: int,
                kept_N: np.ndarray | None = None, *, partners: bool = True, copies: bool = False):
     packed = config.rows == 'packed'
-    make = Windows.sliding if packed else Windows.prefixes
-    self.windows = make(store, config.max_history)
-    self._kept_N = kept_N
-    if kept_N is not None:
-      self.windows = self.windows.ending_in(kept_N)
-    length_S = self.windows.length_S
+    windows = (Windows.sliding if packed else Windows.prefixes)(store, config.max_history)
+    self._windows = windows if kept_N is None else windows.ending_in(kept_N)
+    length_S = self._windows.length_S
     if not length_S.size:
       raise InputError(f'{store.directory}: no training target; a user needs two training items')
     self._plan = config.plan(length_S)
     self._by_row_S = np.argsort(self._plan.row_S, kind='stable')
     self._row_first = np.searchsorted(self._plan.row_S[self._by_row_S], np.arange(self._plan.rows + 1))
-    self._store, self._config, self._seed = store, config, seed
+    self._store, self._config, self._seed, self._kept_N = store, config, seed, kept_N
     # There is one anchor a segment: more pairs than a batch has segments would be filling.
     segments = batch_rows * len(length_S) / self._plan.rows * (1.2 if packed else 1.0)
     self.batch_rows, self.pairs = batch_rows, min(pairs, int(segments) + 1)
@@ -142,7 +134,7 @@ class TrainBatches:
   def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
     """(window of each slot, order of rows). Windows of one length change places among themselves."""
     generator = np.random.default_rng([self._seed, 1, epoch])
-    length_S = self.windows.length_S
+    length_S = self._windows.length_S
     shuffled_S = generator.permutation(len(length_S))
     window_of_slot = np.empty_like(shuffled_S)
     # Slot s was planned for window s: give it any window of that length.
@@ -156,20 +148,17 @@ class TrainBatches:
     window_of_slot, row_order = self._epoch(epoch)
     row_R = row_order[i * self.batch_rows : (i + 1) * self.batch_rows]
     first_R, count_R = self._row_first[row_R], np.diff(self._row_first)[row_R]
-    slot_S = self._by_row_S[np.repeat(first_R, count_R) + ranges(count_R)]
+    slot_S = self._by_row_S[ranges(count_R, first_R)]
     row_S = np.repeat(np.arange(len(row_R)), count_R)
-    start_S, length_S, context_S = (x[window_of_slot[slot_S]] for x in self.windows)
+    start_S, length_S, context_S = (x[window_of_slot[slot_S]] for x in self._windows)
     segments = Segments(start_S, length_S, row_S, self._plan.place_S[slot_S])
 
     items_N, shape = self._store.items_N, (self.batch_rows, self._config.length)
-    target, scored = np.zeros(shape, np.int32), np.zeros(shape, bool)
-    step_in = ranges(length_S)
-    token = np.repeat(segments.first(shape[1]), length_S) + step_in
-    end = np.repeat(start_S + 1, length_S) + step_in
-    target.flat[token] = items_N[end]
-    scored.flat[token] = step_in >= np.repeat(context_S, length_S)
+    following = segments._replace(start_S=start_S + 1)
+    target, position, segment, scored, _ = fill(items_N, following, shape)
+    scored &= position >= context_S[segment]
     if self._kept_N is not None:
-      scored.flat[token] &= self._kept_N[end]
+      scored &= fill(self._kept_N, following, shape).item_BxL > 0
     place = None
     if self._config.rows == 'prefix':  # only the last token of a row counts: leave the others out
       place = np.zeros((shape[0], 1), np.int32)
@@ -245,46 +234,35 @@ class EvalBatch(NamedTuple):
     return None if hidden is None else hidden.reshape(-1, hidden.shape[-1])
 
 
-def eval_batches(items_N, first_M, end_M, target_M, config: DataConfig, batch_rows: int,
-                 hide: bool = False, times_N=None, units: int = 1):
-  """Yields EvalBatch for the histories items_N[first : end], all of one shape.
+def eval_batches(store: Store, user_M: np.ndarray, index_M: np.ndarray, config: DataConfig,
+                 batch_rows: int, hide: bool = False) -> Iterator[EvalBatch]:
+  """Batches for targets of a data set (see `Store.targets`), all of one shape.
 
-  Args:
-    items_N: interactions.
-    first_M: where each history starts; only its last `max_history` items are read.
-    end_M: where it ends; a history has at least one item.
-    target_M: the item to rank.
-    config: rows.
-    batch_rows: B.
-    hide: leave the items of the whole history out of the ranking.
-    times_N, units: as for `fill`.
+  With `hide` the items of the whole history, beyond what is read, are left out of the ranking.
   """
-  length_M = np.minimum(end_M - first_M, config.max_history)
+  first_M = store.offsets[user_M]
+  whole_M = index_M - first_M
+  length_M = np.minimum(whole_M, config.max_history)
   plan = config.plan(length_M)
+  last_M = (plan.place_S + length_M - 1).astype(np.int32)
+  target_M = store.items_N[index_M]
   order_M = np.argsort(plan.row_S, kind='stable')
-  count = np.bincount(plan.row_S, minlength=plan.rows)
-  nth_M = np.empty_like(order_M)  # which history of its row each one is
-  nth_M[order_M] = ranges(count)
-  width = int(count.max(initial=0))
-  hidden_width = int((end_M - first_M).max(initial=0)) if hide else 0
+  count_R = np.bincount(plan.row_S, minlength=plan.rows)
+  nth_M = ranges(count_R)  # which history of its row each one is, in this order
+  shape = batch_rows, int(count_R.max(initial=0))
   edges = np.searchsorted(plan.row_S[order_M], np.arange(0, plan.rows + batch_rows, batch_rows))
   for b, (low, high) in enumerate(itertools.pairwise(edges)):
-    m = order_M[low:high]
-    row, place, length = plan.row_S[m] - b * batch_rows, plan.place_S[m], length_M[m]
-    segments = Segments(end_M[m] - length, length, row, place)
-    rows = fill(items_N, segments, (batch_rows, config.length), times_N, units)
-
-    def laid(values, filling, dtype=np.int32, row=row, nth=nth_M[m]):
-      out = np.full((batch_rows, width, *values.shape[1:]), filling, dtype)
-      out[row, nth] = values
-      return out
-
+    m, nth = order_M[low:high], nth_M[low:high]
+    row, length, whole = plan.row_S[m] - b * batch_rows, length_M[m], whole_M[m]
+    segments = Segments(index_M[m] - length, length, row, plan.place_S[m])
+    rows = fill(store.items_N, segments, (batch_rows, config.length), *store.clock)
+    index = np.full(shape, -1, np.int32)
+    index[row, nth] = m
+    scored = index >= 0
     hidden = None
     if hide:
-      whole = end_M[m] - first_M[m]
-      own = np.full((len(m), hidden_width), -1)
-      own[np.repeat(np.arange(len(m)), whole), ranges(whole)] = items_N[
-        np.repeat(first_M[m], whole) + ranges(whole)]
-      hidden = laid(own, -1)
-    yield EvalBatch(rows, laid(place + length - 1, 0), laid(target_M[m], 0),
-                    laid(np.ones(len(m)), False, bool), laid(m, -1), hidden)
+      hidden = np.full((*shape, whole_M.max()), -1, np.int32)
+      hidden[np.repeat(row, whole), np.repeat(nth, whole), ranges(whole)] = store.items_N[
+        ranges(whole, first_M[m])]
+    yield EvalBatch(rows, np.where(scored, last_M[index], 0), np.where(scored, target_M[index], 0),
+                    scored, index, hidden)

@@ -27,11 +27,7 @@ _FAULTS = {  # of several, the first is told
 
 
 def first_fault(faults: Mapping[str, pl.Expr]) -> pl.Expr:
-  """What is wrong with a row, in words; null where nothing is.
-
-  Args:
-    faults: for some of the names above, whether a row has that fault.
-  """
+  """The first fault of a row, in words; null where it has none. `faults` flags some of those above."""
   said = [pl.when(faults[name]).then(pl.lit(_FAULTS[name])) for name in _FAULTS if name in faults]
   return pl.coalesce(*said, pl.lit(None, pl.String))
 

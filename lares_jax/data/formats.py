@@ -45,9 +45,6 @@ class Source:
   part: str | None  # where the log comes split
 
 
-_FLAG = {'tie': 'tie_break'}  # of a role, where it has another name
-
-
 def sources(inputs: str, format_name: str = 'auto') -> list[Source]:
   """The files that a comma-separated list of paths and globs stands for, in reading order.
 
@@ -109,12 +106,12 @@ def scan(source: Source, names: Mapping[str, str]) -> pl.LazyFrame:
 
   Args:
     names: a role's column in the log, where it is not the format's own: user, item, time, rating
-      (read only if it is here; '' for the format's own), tie (a column that orders equal times).
+      (read only if it is here; '' for the format's own), tie_break (a column that orders equal times).
 
   Returns:
     user and item, strings; row, counted from 1; fault, what is wrong with it or null; and where the
     log has them: time (int64) with micros (int32, millionths of a fractional time; absent where
-    times are integers by type), rating (float64), tie, history (text: the earlier items).
+    times are integers by type), rating (float64), tie_break, history (text: the earlier items).
 
   Raises:
     InputError: the file cannot be opened, or lacks a column.
@@ -130,7 +127,7 @@ def scan(source: Source, names: Mapping[str, str]) -> pl.LazyFrame:
   optional = _OPTIONAL.get(source.format, set()) - names.keys()
   for role in sorted(wanted.keys() - found.keys() - optional):
     raise InputError(f'{source.path}: row {source.first_row}: no column {wanted[role]!r} among '
-                     f'{", ".join([*column][:12])[:200]!r}; say --{_FLAG.get(role, role)}=NAME'
+                     f'{", ".join([*column][:12])[:200]!r}; say --{role}=NAME'
                      + ('; is its delimiter the right one?' if len(column) == 1 else ''))
   if source.format != 'parquet':
     ids = pl.concat_str(found['user'], found['item'], ignore_nulls=True)
@@ -191,7 +188,7 @@ def _roles(source: Source, names: Mapping[str, str]) -> dict[str, str]:
   for role, name in wanted.items():
     if not name:
       line = f': {source.first_line[:200]!r}' if source.first_line else ''
-      raise InputError(f'{source.path}: say --{_FLAG.get(role, role)}=NAME, one of its columns{line}')
+      raise InputError(f'{source.path}: say --{role}=NAME, one of its columns{line}')
   return wanted
 
 

@@ -45,18 +45,10 @@ def read(
   sources: Sequence[formats.Source], names: Mapping[str, str], *, min_rating: float | None = None,
   skip_bad_rows: bool = False, keep_parts: bool = True, done: Callable[[], object] = lambda: None,
 ) -> tuple[Log, Counter[str]]:
-  """Reads a log from its files.
+  """Reads a log from its files: the log, and how many rows were left out, by reason.
 
-  Args:
-    sources: the files.
-    names: as for `formats.scan`.
-    min_rating: rows rated lower are left out.
-    skip_bad_rows: whether faulty rows are left out, too.
-    keep_parts: whether a log that comes split is to stay so.
-    done: called after each file.
-
-  Returns:
-    The log, and how many rows were left out, by reason.
+  `names` are as for `formats.scan`. Rows rated below `min_rating` are left out. With `keep_parts` a
+  log that comes split stays so. `done` is called after each file.
 
   Raises:
     InputError: a file cannot be read, or a row is faulty and is not to be skipped.
@@ -119,18 +111,12 @@ def _unroll(log: pl.DataFrame, strict: bool) -> pl.DataFrame:
   """Restores whole sequences from rows that each carry the `history` before their item.
 
   Every row is one interaction; what came before a user's first row is known from its history
-  alone, counts as training and takes that row's time.
-
-  Args:
-    log: columns user, item, history (null in files without), row, where known part and time; each
-      part in file order.
-    strict: whether each history must end with the item of the row before it.
-
-  Returns:
-    The same without history and row, with the interactions found in histories put first.
+  alone, counts as training, takes that row's time and is put first. The columns history (null in
+  files without) and row go; each part comes in file order.
 
   Raises:
-    InputError: a history does not end as it must: rows are missing or out of order.
+    InputError: `strict`, and a history does not end with the item of the row before it: rows are
+      missing or out of order.
   """
   if 'part' not in log.columns:
     log = log.with_columns(part=pl.lit(0, pl.UInt8))
@@ -206,7 +192,7 @@ def _whole_times(rows: pl.DataFrame) -> tuple[pl.DataFrame, int]:
 
 def _numbered(raw: pl.Series) -> tuple[pl.Series, pl.Series]:
   """Numbers of a categorical column, in the order of its ids, and these ids."""
-  seen = raw.unique()
+  seen = raw.unique(maintain_order=True)  # else it varies from run to run how the ids lie in memory
   ids = seen.cast(pl.String)
   order = id_order(ids)
   code = seen.to_physical().to_numpy()[order]
@@ -220,10 +206,10 @@ def _in_order(rows: pl.DataFrame) -> pl.DataFrame:
 
   One stable sort a key, some users at a time: this needs the least memory.
   """
-  if 'tie' in rows.columns and rows['tie'].dtype == pl.String:
-    number = rows['tie'].cast(pl.Float64, strict=False)
+  if 'tie_break' in rows.columns and rows['tie_break'].dtype == pl.String:
+    number = rows['tie_break'].cast(pl.Float64, strict=False)
     rows = rows if number.null_count() else rows.with_columns(number)
-  keys = [key for key in ('tie', 'time', 'part', 'user') if key in rows.columns]
+  keys = [key for key in ('tie_break', 'time', 'part', 'user') if key in rows.columns]
   shares = len(rows) // _SORTED_AT_ONCE + 1
   edges = np.linspace(0, 1 + int(rows['user'].to_numpy().max()), shares + 1).astype(int)
   ordered = []
@@ -231,5 +217,5 @@ def _in_order(rows: pl.DataFrame) -> pl.DataFrame:
     share = rows.filter(pl.col('user').is_between(first, last, closed='left'))
     for key in keys:
       share = share.sort(key, maintain_order=True)
-    ordered.append(share.drop('tie', strict=False))
+    ordered.append(share.drop('tie_break', strict=False))
   return pl.concat(ordered)

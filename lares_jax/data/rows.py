@@ -58,12 +58,11 @@ def pack(length_S: np.ndarray, row_length: int) -> Plan:
   left = np.bincount(length_S, minlength=row_length + 1)
   slots, rows = [np.zeros((3, 0), int)], 0  # length, row and place of each
   while left.any():
-    pattern, room, spare = [], row_length, left.copy()
-    while room and (fits := np.flatnonzero(spare[: room + 1])).size:
+    pattern, room, used = [], row_length, np.zeros_like(left)
+    while room and (fits := np.flatnonzero((left > used)[: room + 1])).size:
       pattern.append(int(fits[-1]))
-      spare[fits[-1]] -= 1
+      used[fits[-1]] += 1
       room -= pattern[-1]
-    used = np.bincount(pattern, minlength=row_length + 1)
     times = int((left[used > 0] // used[used > 0]).min())  # as often as the counts allow
     left -= times * used
     row = np.repeat(np.arange(rows, rows + times), len(pattern))
@@ -85,18 +84,16 @@ def rounded_up(size: int, base: int) -> int:
   return rounded
 
 
-def ranges(length_S: np.ndarray) -> np.ndarray:
-  """0..n-1 for each length n, one after the other: the tokens of segments laid end to end."""
+def ranges(length_S: np.ndarray, first_S=0) -> np.ndarray:
+  """first..first+n-1 for each length n, one after the other: the tokens of segments laid end to end."""
   start_S = np.cumsum(length_S) - length_S
-  return np.arange(length_S.sum()) - np.repeat(start_S, length_S)
+  return np.arange(length_S.sum()) + np.repeat(first_S - start_S, length_S)
 
 
 def units_per_tick(times_N: np.ndarray, offsets: np.ndarray) -> int:
   """How coarse ticks must be for the longest history's span to fit int32: 1 for seconds.
 
-  Args:
-    times_N: rising within a user.
-    offsets: user u owns [offsets[u], offsets[u + 1]).
+  Times rise within a user u, who owns [offsets[u], offsets[u + 1]).
   """
   first_U, end_U = offsets[:-1], offsets[1:]
   some = end_U > first_U
@@ -105,23 +102,18 @@ def units_per_tick(times_N: np.ndarray, offsets: np.ndarray) -> int:
 
 
 def fill(items_N, segments: Segments, shape: tuple[int, int], times_N=None, units: int = 1) -> Rows:
-  """Rows of the given shape holding items_N[start : start + length] of each segment.
+  """Rows [B, L] of the given shape, holding items_N[start : start + length] of each segment.
 
-  Args:
-    items_N: interactions.
-    segments: which of them, and where they go.
-    shape: B and L.
-    times_N: the interactions' times, int64, if the rows are to have them.
-    units: of these times that make a tick, see `units_per_tick`.
+  And their times, if `times_N` (int64) has them, `units` of which make a tick: see `units_per_tick`.
   """
   length_S = segments.length_S
   step = ranges(length_S)
-  flat = np.repeat(segments.first(shape[1]), length_S) + step
+  flat = ranges(length_S, segments.first(shape[1]))
   real = np.zeros(shape, bool)
   item, segment = np.zeros(shape, np.int32), np.full(shape, -1, np.int32)
   # Filling counts on, so that a row with one segment has the positions 0..L-1 throughout.
   position = np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape).copy()
-  index = np.repeat(segments.start_S, length_S) + step
+  index = ranges(length_S, segments.start_S)
   item.flat[flat] = items_N[index]
   position.flat[flat] = step
   segment.flat[flat] = np.repeat(np.arange(len(length_S)), length_S)

@@ -18,7 +18,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -52,16 +52,10 @@ class Store:
     """
     directory = os.fspath(directory)
     meta = _read_meta(directory)
-
-    def array(name: str) -> Any:
-      file = f'{name}.npy'
-      try:
-        return np.load(os.path.join(directory, file), mmap_mode='r') if file in meta['files'] else None
-      except (OSError, ValueError, EOFError):
-        raise _mend(directory, file, 'not a readable array') from None
-
-    names = ('items', 'times', 'offsets', 'valid_start', 'test_start')
-    return cls(directory, *map(array, names), meta)  # type: ignore[call-arg]
+    mapped = functools.partial(np.load, mmap_mode='r')
+    array = lambda name: _read(directory, f'{name}.npy', mapped)
+    return cls(directory, array('items'), array('times') if 'times.npy' in meta['files'] else None,
+               array('offsets'), array('valid_start'), array('test_start'), meta)
 
   @property
   def num_users(self) -> int:
@@ -81,18 +75,12 @@ class Store:
   @functools.cached_property
   def user_ids(self) -> pl.Series:
     """Raw ids, [U] strings."""
-    return self._table('users')['id']
+    return _read(self.directory, 'users.arrow', pl.read_ipc)['id']
 
   @functools.cached_property
   def items(self) -> pl.DataFrame:
     """Raw `id` and `train_count` of each item, [V] rows."""
-    return self._table('items')
-
-  def _table(self, name: str) -> pl.DataFrame:
-    try:
-      return pl.read_ipc(os.path.join(self.directory, f'{name}.arrow'))
-    except (OSError, pl.exceptions.PolarsError):
-      raise _mend(self.directory, f'{name}.arrow', 'not a readable table') from None
+    return _read(self.directory, 'items.arrow', pl.read_ipc)
 
   @property
   def item_ids(self) -> pl.Series:
@@ -113,55 +101,49 @@ class Store:
     """What each user had before the interaction at `end`, as raw item ids, oldest first."""
     first_M = self.offsets[user_M]
     length_M = end_M - first_M
-    index_N = np.repeat(first_M, length_M) + ranges(length_M)
-    raw_N, end_M = self.item_ids.gather(self.items_N[index_N]).to_list(), np.cumsum(length_M)
+    items_N = self.items_N[ranges(length_M, first_M)]
+    raw_N, end_M = self.item_ids.gather(items_N).to_list(), np.cumsum(length_M)
     return [raw_N[a:b] for a, b in zip((end_M - length_M).tolist(), end_M.tolist())]
 
   def targets(self, split: str) -> tuple[np.ndarray, np.ndarray]:
     """The interactions of a split that can be predicted.
 
-    The history of the target at absolute index n of user u is items_N[offsets[u]:n]. A target
-    with no history at all (a new user's first interaction) is left out; the audit counts these.
-
-    Returns:
-      user_M and index_M, int64: whose each target is, and where it stands in `items_N`.
+    Each by its user and where it stands in `items_N`, int64 [M]. The history of the target at
+    absolute index n of user u is items_N[offsets[u]:n]. A target with no history at all (a new
+    user's first interaction) is left out; the audit counts these.
     """
-    start_U, end_U = self.span(split)
-    size_U = end_U - start_U
-    user_M = np.repeat(np.arange(self.num_users), size_U)
-    index_M = np.repeat(start_U, size_U) + ranges(size_U)
+    user_M, index_M = self.interactions(split)
     has_history = index_M > self.offsets[user_M]
     return user_M[has_history], index_M[has_history]
 
-  def span(self, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """First and past-the-last absolute index of every user's part in a split, int64 [U] each."""
+  def interactions(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """All interactions of a split, in the same terms as `targets`."""
     edges = [self.offsets[:-1], self.valid_start_U, self.test_start_U, self.offsets[1:]]
     part = PARTS.index(split)
-    return edges[part], edges[part + 1]
+    size_U = edges[part + 1] - edges[part]
+    return np.repeat(np.arange(self.num_users), size_U), ranges(size_U, edges[part])
 
 
 def write(
-  directory: str, *, items_N: np.ndarray, times_N: np.ndarray | None, offsets: np.ndarray,
-  valid_start_U: np.ndarray, test_start_U: np.ndarray, user_ids: pl.Series, item_ids: pl.Series,
-  meta: Mapping[str, Any],
+  directory: str | os.PathLike[str], *, items_N: np.ndarray, times_N: np.ndarray | None,
+  offsets: np.ndarray, valid_start_U: np.ndarray, test_start_U: np.ndarray, user_ids: pl.Series,
+  item_ids: pl.Series, meta: Mapping[str, Any],
 ) -> Store:
   """Writes a data set into an existing directory, renumbering its items by popularity.
 
-  Args:
-    items_N: numbers into `item_ids`, in any numbering.
-    meta: what to record besides the counts, the fingerprint and the sizes of the files.
+  `items_N` are numbers into `item_ids`, in any numbering; `meta` is what to record besides the counts,
+  the fingerprint and the sizes of the files.
   """
-  in_train_N = in_training(offsets, valid_start_U)
-  train_count_V = np.bincount(items_N[in_train_N], minlength=len(item_ids))
+  training_M = ranges(valid_start_U - offsets[:-1], offsets[:-1])
+  train_count_V = np.bincount(items_N[training_M], minlength=len(item_ids))
   by_id_V = id_order(item_ids)
   order_V = by_id_V[np.argsort(-train_count_V[by_id_V], kind='stable')]
-  number_V = np.empty(len(order_V), np.int32)
-  number_V[order_V] = np.arange(len(order_V), dtype=np.int32)
-  arrays = {'items': number_V[items_N]}
-  for name, array in {'offsets': offsets, 'valid_start': valid_start_U, 'test_start': test_start_U,
-                      'times': times_N}.items():
-    if array is not None:
-      arrays[name] = array.astype(np.int64, copy=False)
+  number_V = np.argsort(order_V).astype(np.int32)  # the inverse
+  arrays = {'offsets': offsets, 'valid_start': valid_start_U, 'test_start': test_start_U}
+  if times_N is not None:
+    arrays['times'] = times_N
+  arrays = {name: array.astype(np.int64, copy=False) for name, array in arrays.items()}
+  arrays['items'] = number_V[items_N]
   for name, array in arrays.items():
     np.save(os.path.join(directory, f'{name}.npy'), array)
   item_ids = item_ids[order_V]
@@ -175,7 +157,7 @@ def write(
   return Store.open(directory)
 
 
-def write_meta(directory: str, meta: Mapping[str, Any]) -> None:
+def write_meta(directory: str | os.PathLike[str], meta: Mapping[str, Any]) -> None:
   """Writes meta.json, with the size in bytes of every other file, so that `open` sees cuts."""
   names = sorted(name for name in os.listdir(directory) if name != 'meta.json')
   files = {name: os.path.getsize(os.path.join(directory, name)) for name in names}
@@ -202,12 +184,6 @@ def id_order(ids: pl.Series) -> np.ndarray:
   return table.select(pl.arg_sort_by('value', 'id')).to_series().to_numpy()
 
 
-def in_training(offsets: np.ndarray, valid_start_U: np.ndarray) -> np.ndarray:
-  """Marks the interactions to train on: bool [N]."""
-  size_Ux2 = np.diff(np.stack([offsets[:-1], valid_start_U, offsets[1:]], axis=1))
-  return np.repeat(np.tile([True, False], len(valid_start_U)), size_Ux2.ravel())
-
-
 def _fingerprint(arrays: Mapping[str, np.ndarray], user_ids: pl.Series, item_ids: pl.Series) -> str:
   digest = hashlib.sha256()
   for name in sorted(arrays):
@@ -217,6 +193,13 @@ def _fingerprint(arrays: Mapping[str, np.ndarray], user_ids: pl.Series, item_ids
     for block in ids.to_frame().iter_slices(1 << 20):
       digest.update(json.dumps(block.to_series().to_list()).encode())
   return digest.hexdigest()
+
+
+def _read(directory: str, name: str, reader: Callable[[str], Any]) -> Any:
+  try:
+    return reader(os.path.join(directory, name))
+  except (OSError, ValueError, EOFError, pl.exceptions.PolarsError):
+    raise _mend(directory, name, 'not readable') from None
 
 
 def _mend(directory: str, name: str, fault: object) -> InputError:

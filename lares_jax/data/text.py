@@ -31,11 +31,8 @@ _TEXTS = 1024  # encoded at a time
 def titles(store: Store, inputs: str, item: str, title: str) -> list[str]:
   """The title of each item, '' where there is none; of several, the first.
 
-  Args:
-    store: the data set.
-    inputs: tables (CSV, TSV, JSON Lines, Parquet): paths and globs, commas between.
-    item: their column of raw item ids.
-    title: their column of titles.
+  `inputs` are tables (CSV, TSV, JSON Lines, Parquet), paths and globs with commas between, which
+  have columns `item` of raw ids and `title`.
 
   Raises:
     InputError: a file cannot be read, or none has a title for any item.
@@ -77,19 +74,14 @@ def write(store: Store, title_V: Sequence[str], encode: Encode) -> str:
 def load(store: Store, width: int, rows: int) -> np.ndarray:
   """The text table of a data set with `rows` >= V rows, those beyond the items zero [rows, W].
 
-  Raises:
-    InputError: see `opened`.
+  Raises as `opened` does, and so does `fingerprint`.
   """
   table_VxW = opened(store, width)
   return np.pad(table_VxW.astype(np.float32), [(0, rows - len(table_VxW)), (0, 0)])
 
 
 def fingerprint(store: Store, width: int) -> str:
-  """Changes whenever an embedding does.
-
-  Raises:
-    InputError: see `opened`.
-  """
+  """Changes whenever an embedding does."""
   return hashlib.sha256(np.ascontiguousarray(opened(store, width)).data).hexdigest()
 
 
@@ -153,11 +145,11 @@ def sentence_encoder(name: str) -> Encode:
 
 def main() -> None:
   """The command; see --help."""
-  values = flags.FLAGS.flag_values_dict()
-  store = Store.open(values['data'])
-  title_V = titles(store, values['input'], values['item'], values['title'])
-  encoder = values['encoder']
-  path = write(store, title_V, word_encoder() if encoder == 'words' else sentence_encoder(encoder))
+  given = flags.FLAGS
+  store = Store.open(given.data)
+  title_V = titles(store, given.input, given.item, given.title)
+  path = write(store, title_V,
+               word_encoder() if given.encoder == 'words' else sentence_encoder(given.encoder))
   count, width = np.load(path, mmap_mode='r').shape
   print(f'wrote {path}: {count:,} items of {width} dimensions, {title_V.count(""):,} without a title')
 

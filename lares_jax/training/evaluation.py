@@ -86,11 +86,10 @@ class Evaluator:
   def batches(self, split: str, chosen_M=slice(None), rows: int = 0, *,
               history: History | None = None):
     """Batches of the split's targets, or of some of them; of `config.batch_rows` rows if 0."""
-    items_N = self.store.items_N
     user_M, index_M = (x[chosen_M] for x in self.store.targets(split))
     hide = (history or self.config.history) == 'removed'
-    return eval_batches(items_N, self.store.offsets[user_M], index_M, items_N[index_M], self.data,
-                        rows or self.config.batch_rows, hide, *self.store.clock)
+    return eval_batches(
+      self.store, user_M, index_M, self.data, rows or self.config.batch_rows, hide)
 
   @functools.partial(jax.jit, static_argnums=(0, 4))
   def batch_ranks(self, params, batch: EvalBatch, draw, depths):
