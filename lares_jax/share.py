@@ -76,7 +76,7 @@ class Share:
 
   def lookup(self, item: jax.Array) -> jax.Array:
     """Embeddings of items [.., D]; zeros for those that another device holds."""
-    return self.table_RxD.at[item - self.first].get(
+    return jnp.asarray(self.table_RxD).at[item - self.first].get(
       mode='fill', fill_value=0.0, wrap_negative_indices=False)
 
   def scatter(self, item: jax.Array, d: jax.Array) -> jax.Array:
