@@ -4,6 +4,7 @@ import os
 import sys
 
 import numpy as np
+import polars as pl
 import pytest
 from tiny import make_store
 
@@ -89,6 +90,10 @@ def test_what_does_not_fit_is_said(store, tmp_path, monkeypatch):
     text.titles(store, str(other), 'asin', 'name')
   with pytest.raises(InputError, match='title'):
     text.titles(store, str(other), 'asin', 'title')
+  numbers = tmp_path / 'meta.parquet'
+  pl.DataFrame({'asin': ['i0'], 'name': [1.5]}).write_parquet(numbers)
+  with pytest.raises(InputError, match='the title column is Float64'):
+    text.titles(store, str(numbers), 'asin', 'name')
   monkeypatch.setitem(sys.modules, 'sentence_transformers', None)
   with pytest.raises(InputError, match='pip install sentence-transformers'):
     text.sentence_encoder('any')

@@ -44,7 +44,8 @@ def titles(store: Store, inputs: str, item: str, title: str) -> list[str]:
     try:
       table = scan(source, {'user': title, 'item': item}).select('item', title=pl.col('user'))
     except InputError as error:
-      raise InputError(str(error).replace('--user', '--title')) from None
+      said = str(error).replace('--user', '--title').replace('the user column', 'the title column')
+      raise InputError(said) from None
     table = table.filter(pl.col('title').fill_null('') != '').join(ids.lazy(), on='item', how='semi')
     with reading(source.path):
       found.append(table.collect(engine='streaming'))
