@@ -52,7 +52,7 @@ class Log:
     self.restart()
 
   def restart(self) -> None:
-    """Forgets what was gathered and restarts the clock, so that evaluation does not count."""
+    """Forgets what was gathered and restarts the clock, so that evaluating and saving do not count."""
     self._sums, self._steps = collections.defaultdict[str, float](float), 0
     self._since = time.perf_counter()
 

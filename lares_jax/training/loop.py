@@ -113,7 +113,7 @@ def _loop(phase, state, step, progress, step_of, checkpoints, config, mesh, log,
       checkpoints.save(step, state, dataclasses.asdict(progress), config)
       if said:
         log.say(said)
-        log.restart()
+      log.restart()
       if signum := processes.agreed(signals.caught, step, now=True):
         raise Interrupted(signum)
     patient = not phase.train.patience or progress.stale < phase.train.patience
