@@ -1,5 +1,7 @@
 """Amazon Reviews 2023, the paper's data, with the paper's settings and both phases.
 
+The data (https://amazon-reviews-2023.github.io) is the benchmark 5core/last_out:
+
     url=https://mcauleylab.ucsd.edu/public_datasets/data/amazon_2023/benchmark/5core/last_out
     for part in train valid test; do curl -fLO $url/Musical_Instruments.$part.csv.gz; done
     python -m lares_jax.prepare --input='Musical_Instruments.*.csv.gz' --output=data/instruments

@@ -108,6 +108,12 @@ def _stage(model: Lares, catalogue: Catalogue, criterion: str, params, rows: Row
   return jax.lax.while_loop(lambda state: in_play(state) > enough, step, state)
 
 
+@jax.jit
+def _moved(source_BxL, *states):
+  """The states of tokens that moved to other places, by the flat place each comes from."""
+  return tuple(x_BxLxD.reshape(-1, x_BxLxD.shape[-1])[source_BxL] for x_BxLxD in states)
+
+
 def think(experiment: Experiment, params, rule: Rule, items_N: np.ndarray, start_S: np.ndarray,
           length_S: np.ndarray, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
   """User vectors [S, D] after as many steps as the rule asks for, and these numbers of steps [S].
@@ -140,7 +146,7 @@ def think(experiment: Experiment, params, rule: Rule, items_N: np.ndarray, start
       rows = lay(items_N, start_S[alive], length_S[alive], plan)
       places_N = np.arange(h_BxLxD.shape[0] * length)
       source_BxL = lay(places_N, first_S[alive], room_S[alive], plan).item_BxL
-      h_BxLxD, z_BxLxD = (x.reshape(-1, x.shape[-1])[source_BxL] for x in (h_BxLxD, state.z_BxLxD))
+      h_BxLxD, z_BxLxD = _moved(source_BxL, h_BxLxD, state.z_BxLxD)
       state = state._replace(z_BxLxD=z_BxLxD)
       first_S = np.zeros_like(first_S)
       first_S[alive] = plan.row_S * length + plan.place_S

@@ -101,7 +101,7 @@ def _popularity(experiment: Experiment, history: str) -> dict[str, Any]:
 
 
 def _shown(experiment: Experiment, phase: str) -> dict[str, Any]:
-  """Validation NDCG@10, and of ranks.npz depth and test ranks, of a phase; if empty, of the chosen."""
+  """Of a phase, or of the chosen one if empty: NDCG@10 on validation, depth, ranks on test."""
   result, ranks = experiment.result(), files.read_arrays(experiment.workdir / 'ranks.npz')
   phase = phase or result['phase']
   return {'valid': result['validation_by_phase'][phase]['ndcg@10'],

@@ -201,7 +201,9 @@ def _value(value, hint, path: str):
   if isinstance(hint, types.UnionType):  # of a type and None
     return None if value is None else _value(value, typing.get_args(hint)[0], path)
   choices = typing.get_args(hint)
-  if typing.get_origin(hint) is Mapping and hasattr(value, 'items'):
+  if typing.get_origin(hint) is Mapping:
+    if not hasattr(value, 'items'):
+      raise InputError(f'{path}={value!r} is not a group of settings')
     return {key: _value(x, choices[1], f'{path}.{key}') for key, x in value.items()}
   if typing.get_origin(hint) is typing.Literal:
     if value not in choices:

@@ -33,6 +33,7 @@ def main() -> None:
 
 
 def evaluate(experiment: Experiment) -> None:
+  """Prints the table and the JSON object."""
   most = experiment.model.config.deepest
   depths = whole_numbers('depths', _DEPTHS.value, 0, most) if _DEPTHS.value else experiment.depths
   history = experiment.config.evaluate.history

@@ -78,7 +78,7 @@ def run(recommender: Recommender, batches: Iterable[list[Request | str]], sink: 
     total: how many requests there are, if that is known.
     **options: of `Recommender.recommend`.
   """
-  lines: collections.Counter[str] = collections.Counter()  # by what they came from
+  answered: collections.Counter[str] = collections.Counter()  # lines by where they come from
   with tqdm.tqdm(total=total, unit=' users', desc='recommend', leave=False, disable=None) as bar:
     for requests in batches:
       good = [r for r in requests if isinstance(r, Request)]
@@ -86,16 +86,16 @@ def run(recommender: Recommender, batches: Iterable[list[Request | str]], sink: 
       for request in requests:
         if isinstance(request, Request):
           answer = next(answers)
-          lines[answer.source] += 1
+          answered[answer.source] += 1
           out = {'user': request.user, **answer._asdict()}
         else:
-          lines['error'] += 1
-          out = {'line': lines.total(), 'error': request}
+          answered['error'] += 1
+          out = {'line': answered.total(), 'error': request}
         sink.write(json.dumps(out) + '\n')
       sink.flush()
       bar.update(len(requests))
-  return (f'wrote {lines.total():,} lines to stdout: {lines["model"]:,} from the model, '
-          f'{lines["popularity"]:,} from popularity, {lines["error"]:,} errors')
+  return (f'wrote {answered.total():,} lines to stdout: {answered["model"]:,} from the model, '
+          f'{answered["popularity"]:,} from popularity, {answered["error"]:,} errors')
 
 
 def asked(source: BinaryIO, batch: int) -> Iterator[list[Request | str]]:

@@ -224,7 +224,7 @@ class EvalBatch(NamedTuple):
   place_BxA: Array  # int32: last token of each history
   target_BxA: Array  # int32
   scored_BxA: Array  # bool: False fills
-  index_BxA: Array  # which of the caller's histories this is; -1 fills
+  index_BxA: Array  # which of the caller's targets this is; -1 fills
   hidden_BxAxH: Array  # items to leave out of the ranking, -1 fills; or None
 
   @property
@@ -238,7 +238,8 @@ def eval_batches(store: Store, user_M: np.ndarray, index_M: np.ndarray, config: 
                  batch_rows: int, hide: bool = False) -> Iterator[EvalBatch]:
   """Batches for targets of a data set (see `Store.targets`), all of one shape.
 
-  With `hide` the items of the whole history, beyond what is read, are left out of the ranking.
+  Each target has a history of one item or more, of which the last `max_history` are read. With
+  `hide` the items of the whole history are left out of the ranking.
   """
   first_M = store.offsets[user_M]
   whole_M = index_M - first_M

@@ -110,9 +110,10 @@ def _sound_rows(
 def _unroll(log: pl.DataFrame, strict: bool) -> pl.DataFrame:
   """Restores whole sequences from rows that each carry the `history` before their item.
 
-  Every row is one interaction; what came before a user's first row is known from its history
-  alone, counts as training, takes that row's time and is put first. The columns history (null in
-  files without) and row go; each part comes in file order.
+  `log` has the columns user, item, history (null in files without), row, where known part and time;
+  each part in file order. Every row is one interaction. What came before a user's first row is known
+  from its history alone: it counts as training, takes that row's time and comes first. The columns
+  history and row are not returned.
 
   Raises:
     InputError: `strict`, and a history does not end with the item of the row before it: rows are

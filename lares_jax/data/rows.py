@@ -104,7 +104,8 @@ def units_per_tick(times_N: np.ndarray, offsets: np.ndarray) -> int:
 def fill(items_N, segments: Segments, shape: tuple[int, int], times_N=None, units: int = 1) -> Rows:
   """Rows [B, L] of the given shape, holding items_N[start : start + length] of each segment.
 
-  And their times, if `times_N` (int64) has them, `units` of which make a tick: see `units_per_tick`.
+  With `times_N` (int64, of all interactions) rows have times, in ticks of `units`: see
+  `units_per_tick`.
   """
   length_S = segments.length_S
   step = ranges(length_S)

@@ -73,16 +73,13 @@ def write(store: Store, title_V: Sequence[str], encode: Encode) -> str:
 
 
 def load(store: Store, width: int, rows: int) -> np.ndarray:
-  """The text table of a data set with `rows` >= V rows, those beyond the items zero [rows, W].
-
-  Raises as `opened` does, and so does `fingerprint`.
-  """
+  """The table of `opened` with `rows` >= V rows, those beyond the items zero [rows, W]."""
   table_VxW = opened(store, width)
   return np.pad(table_VxW.astype(np.float32), [(0, rows - len(table_VxW)), (0, 0)])
 
 
 def fingerprint(store: Store, width: int) -> str:
-  """Changes whenever an embedding does."""
+  """Changes whenever an embedding does; raises as `opened` does."""
   return hashlib.sha256(np.ascontiguousarray(opened(store, width)).data).hexdigest()
 
 
