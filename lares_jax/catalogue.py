@@ -280,6 +280,7 @@ _total.defvjp(_total_forward, _total_backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _lookup(catalogue: Catalogue, table_RxD, item_BxL):
+  # Items stand as B queries of L numbers.
   of_share = lambda share, over_shares, item_BxL: (over_shares(share.lookup(item_BxL)), None)
   return catalogue._on_devices(of_share, table_RxD, item_BxL)[0]
 

@@ -232,7 +232,7 @@ class Experiment:
 
   @functools.cached_property
   def abstract_params(self) -> Any:
-    return sharding.placed(self._init, jax.random.key(0), self.mesh)
+    return sharding.abstract(self._init, jax.random.key(0), self.mesh)
 
   def _init(self, key) -> Any:
     rows = blank((1, self.config.data.length), self.config.model.backbone.times)

@@ -75,7 +75,10 @@ class Share:
     return jax.lax.dynamic_update_slice_in_dim(total_RxD, sum_KxD, self.start(i), 0)
 
   def lookup(self, item: jax.Array) -> jax.Array:
-    """Embeddings of items [.., D]; zeros for those that another device holds."""
+    """Embeddings of items [.., D]; zeros for those that another device holds.
+
+    Items of an earlier share are negative here, and must not count from the end.
+    """
     return jnp.asarray(self.table_RxD).at[item - self.first].get(
       mode='fill', fill_value=0.0, wrap_negative_indices=False)
 

@@ -125,7 +125,7 @@ def train(experiment: Experiment, state, first: int, steps: int):
   """The state after `steps` steps of phase one, and the metrics of each."""
   (phase, step_of), mesh = phase_one(experiment), experiment.mesh
   if state is None:
-    state = sharding.placed(phase.fresh, experiment.abstract_params, mesh)
+    state = sharding.abstract(phase.fresh, experiment.abstract_params, mesh)
     places = jax.tree.map(lambda x: x.sharding, state)
     state = jax.jit(phase.fresh, out_shardings=places)(experiment.init_params())
   seen = []
@@ -173,7 +173,7 @@ def training(name, shape):
   saved.save(20, state, {'best_step': -1}, {})
   saved.wait()
   alone = cache['alone']
-  state, _ = saved.restore(sharding.placed(lambda state: state, cache['after 20'], alone.mesh))
+  state, _ = saved.restore(sharding.abstract(lambda state: state, cache['after 20'], alone.mesh))
   saved.close()
   state, _ = train(alone, state, 20, 5)
   close(state, cache['after 25'], f'25 steps, 20 of them on {name}', 1e-5)
@@ -226,7 +226,7 @@ def traffic(name, shape):
   """What crosses the wire in a train step and in evaluation never has the size of a share."""
   split = experiment(shape, 'large')
   (phase, step_of), mesh = phase_one(split), split.mesh
-  state = sharding.placed(phase.fresh, split.abstract_params, mesh)
+  state = sharding.abstract(phase.fresh, split.abstract_params, mesh)
   batch = sharding.put_batch(phase.batches.batch(0), mesh)
   draw = phase.objective.draw(np.random.default_rng(0))
   hlo = step_of.lower(state, batch, draw).compile().as_text()

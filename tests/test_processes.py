@@ -105,7 +105,7 @@ def _latest(workdir, phase: str):
   """The parameters of the latest checkpoint and its step, on one device whatever wrote it."""
   trained = Experiment.load(workdir)
   one = Experiment(dataclasses.replace(trained.config, mesh=MeshConfig()), trained.workdir)
-  state = sharding.placed(one.pretraining().fresh, one.abstract_params, one.mesh)
+  state = sharding.abstract(one.pretraining().fresh, one.abstract_params, one.mesh)
   checkpoints = Checkpoints(workdir, phase)
   state, _ = checkpoints.restore(state)
   checkpoints.close()

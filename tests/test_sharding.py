@@ -52,7 +52,7 @@ def test_the_description_counts_the_bytes():
 @pytest.mark.parametrize('path, split', (
   ('item', True), ('text', True), ('item_gating', False), ('position', False)))
 def test_tables_of_items_are_split_and_nothing_else(path, split):
-  state = sharding.placed(lambda state: state, {'mu': {path: np.zeros((2, 2))}}, _mesh())
+  state = sharding.abstract(lambda state: state, {'mu': {path: np.zeros((2, 2))}}, _mesh())
   assert ('catalogue' in state['mu'][path].sharding.spec) == split
 
 

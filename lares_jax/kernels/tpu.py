@@ -68,16 +68,15 @@ def _forward_kernel(scalars, query, item, target, *refs, config, rank):
 
   def body(near, _, row_1xK, item_DxK):
     products_mxK = product('md,dk->mk', query[...], item_DxK, config)
-    item_mxK = row_1xK < scalars[1]
+    item_1xK = row_1xK < scalars[1]
     if rank:
-      if near:
-        item_mxK &= row_1xK != target[...]
+      other = item_1xK & (row_1xK != target[...]) if near else item_1xK
       above_mxK = score.above(products_mxK, *(bound[...] for bound in bounds))
-      sums[0][...] += sum(lanes(jnp.where(item_mxK, above_mxK, 0.0)))
+      sums[0][...] += sum(lanes(jnp.where(other, above_mxK, 0.0)))
       return
     if near:
       sums[2][...] += sum(lanes(jnp.where(row_1xK == target[...], products_mxK, 0.0)))
-    products_mxK = jnp.where(item_mxK, products_mxK, -jnp.inf)
+    products_mxK = jnp.where(item_1xK, products_mxK, -jnp.inf)
     before_mxP = sums[0][...]
     top_mxP = functools.reduce(jnp.maximum, lanes(products_mxK), before_mxP)
     total_mxP = sums[1][...] * score.power(before_mxP, top_mxP, config)

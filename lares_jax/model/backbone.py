@@ -69,13 +69,13 @@ class Norm(nn.Module):
 
 
 class Layer(nn.Module):
-  """What a layer and its sub-layers are made from."""
+  """Base of every layer and of its parts, made as (config, rate)."""
 
   config: BackboneConfig
   rate: float  # of its dropout
 
   def residual(self, x_BxLxD, out_BxLxD, train: bool) -> jax.Array:
-    """LN(x + dropout(out))."""
+    """LN(x + dropout(out)), for layers that norm what they give."""
     return Norm(name='norm')(x_BxLxD + Dropout(self.rate)(out_BxLxD, train))
 
 

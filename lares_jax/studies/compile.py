@@ -133,7 +133,7 @@ def programs(experiment: Unbuilt) -> dict[str, Any]:
 
 def step(experiment: Unbuilt, phase: Phase):
   mesh = experiment.mesh
-  state = sharding.placed(phase.fresh, experiment.abstract_params, mesh)
+  state = sharding.abstract(phase.fresh, experiment.abstract_params, mesh)
   places = jax.tree.map(lambda x: x.sharding, state)
   draw = phase.objective.draw(np.random.default_rng(0))
   jitted = jax.jit(phase.update, donate_argnums=0, out_shardings=(places, sharding.replicated(mesh)))

@@ -67,7 +67,7 @@ def run(phase: Phase, start: Callable[[], Any], abstract_params, workdir: pathli
     InputError: the loss or a gradient was not finite more often than `on_nan` allows.
   """
   checkpoints = Checkpoints(workdir, phase.name)
-  abstract_state = sharding.placed(phase.fresh, abstract_params, mesh)
+  abstract_state = sharding.abstract(phase.fresh, abstract_params, mesh)
   places = jax.tree.map(lambda x: x.sharding, abstract_state)
   progress = Progress()
   if checkpoints.latest_step is None:

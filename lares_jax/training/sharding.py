@@ -48,7 +48,7 @@ def build(config: MeshConfig, devices=None) -> Mesh:
   return Mesh(grid, ('data', 'catalogue'), axis_types=(AxisType.Auto,) * 2)
 
 
-def placed(function, argument, mesh: Mesh):
+def abstract(function, argument, mesh: Mesh):
   """Shapes, types and places, by the rules, of the arrays that function(argument) gives."""
   of = lambda path, x: jax.ShapeDtypeStruct(
     x.shape, x.dtype, sharding=NamedSharding(mesh, _rule(path)[1]))
