@@ -51,9 +51,9 @@ BASELINES: dict[str, dict] = {
   'duorec': DUOREC,
   'duorec_equal_compute': {**DUOREC, **EQUAL_COMPUTE},
   'rearec_erl': {'model.reasoner': 'erl', **REAREC},
-  # Their dropouts, and the better of two temperatures from their range (searches.md).
+  # Their dropouts, and the better of two temperatures and of two decays (searches.md).
   'rearec_prl': {'model.reasoner': 'prl', **REAREC, 'catalogue.tau': 0.5,
-                 'model.embed_dropout': 0.2, 'model.pre_dropout': 0.5},
+                 'pretrain.rearec.heat': 1.5, 'model.embed_dropout': 0.2, 'model.pre_dropout': 0.5},
 }
 for _name in (*BACKBONES, 'duorec'):  # scored as sasrec_direction is, too, with their own dropout
   BASELINES[f'{_name}_direction'] = {**BASELINES[_name], **DIRECTION}
@@ -111,7 +111,7 @@ def get_config(variant: str = ''):
   if variant == 'tune':
     return tuning(beauty.get_config)
   if variant != 'depth':
-    return plan({**table(beauty.get_config, not variant, {}), **_more(NEARER)})
+    return plan({**table(beauty.get_config, ablations=not variant, more={}), **_more(NEARER)})
   runs = {**depth(beauty.get_config), **_more(OF_DEPTH)}
   for other in ('equal_compute', 'dropout_50'):
     for name in ('lares_quick', 'lares'):
@@ -125,8 +125,8 @@ def _more(rows):
 
 
 def depth(recipe):
-  """Does depth pay? The recipe's phase one beside depth 0: the same, its parameters, its compute."""
-  runs = table(recipe, False, {})
+  """Rows: the recipe's phase one beside depth 0, the same, its parameters, its compute."""
+  runs = table(recipe, ablations=False, more={})
   return {name: runs[name] for name in (
     'sasrec', 'sasrec_equal_parameters', 'sasrec_equal_compute', 'lares_quick', 'lares')}
 
@@ -145,9 +145,10 @@ def table(recipe, ablations: bool, more):
   Ablations are of the quick recipe, but for those of the alignments.
   """
   trained = functools.partial(row, recipe)
-  tuned = lambda name: DROPOUT.get(TUNED.get(name.split('_')[0], 0.0), {})
-  runs = {name: trained('plain', {**changes, **tuned(name)})
-          for name, changes in {**BASELINES, **more}.items()}
+  runs = {}
+  for name, changes in {**BASELINES, **more}.items():
+    rival = name.split('_')[0]
+    runs[name] = trained('plain', {**changes, **(DROPOUT[TUNED[rival]] if rival in TUNED else {})})
   runs['lares_quick'] = trained('quick', {})
   runs['lares_quick_direction'] = trained('quick', DIRECTION, against='sasrec_direction')
   runs['lares'] = trained('', {})
