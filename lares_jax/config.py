@@ -177,15 +177,13 @@ def typed(config: Mapping[str, Any], kind: type = Config, path: str = 'config'):
   Raises:
     InputError: a key that does not exist, or a value of another type.
   """
-  if not hasattr(config, 'items'):
-    raise InputError(f'{path}={config!r} is not a group of settings')
-  hints = typing.get_type_hints(kind)
-  for key in config:
+  settings, hints = _group(config, path), typing.get_type_hints(kind)
+  for key in settings:
     if key not in hints:
       near = difflib.get_close_matches(key, hints, 1)
       raise InputError(f'{path}.{key} does not exist; ' + (
         f'did you mean {near[0]}?' if near else f'there are {", ".join(hints)}'))
-  return kind(**{key: _value(x, hints[key], f'{path}.{key}') for key, x in config.items()})
+  return kind(**{key: _value(x, hints[key], f'{path}.{key}') for key, x in settings.items()})
 
 
 def differing(a: dict, b: dict) -> list[str]:
@@ -195,6 +193,12 @@ def differing(a: dict, b: dict) -> list[str]:
           for key in sorted({*a, *b}) if a.get(key) != b.get(key)]
 
 
+def _group(value, path: str) -> dict[str, Any]:
+  if not hasattr(value, 'items'):
+    raise InputError(f'{path}={value!r} is not a group of settings')
+  return dict(value.items())
+
+
 def _value(value, hint, path: str):
   if dataclasses.is_dataclass(hint):
     return typed(value, typing.cast(type, hint), path)
@@ -202,9 +206,7 @@ def _value(value, hint, path: str):
     return None if value is None else _value(value, typing.get_args(hint)[0], path)
   choices = typing.get_args(hint)
   if typing.get_origin(hint) is Mapping:
-    if not hasattr(value, 'items'):
-      raise InputError(f'{path}={value!r} is not a group of settings')
-    return {key: _value(x, choices[1], f'{path}.{key}') for key, x in value.items()}
+    return {key: _value(x, choices[1], f'{path}.{key}') for key, x in _group(value, path).items()}
   if typing.get_origin(hint) is typing.Literal:
     if value not in choices:
       raise InputError(f'{path}={value!r}: use one of {", ".join(choices)}')

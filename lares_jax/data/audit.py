@@ -62,16 +62,16 @@ def _quantiles(count: np.ndarray) -> dict[str, float]:
 
 
 def _split(store: Store, name: str, repeat_N: np.ndarray) -> dict[str, Any]:
-  interactions = len(store.interactions(name)[1])
+  user_N, index_N = store.interactions(name)
   _, index_M = store.targets(name)
-  split: dict[str, Any] = {'interactions': interactions, 'targets': len(index_M)}
+  split: dict[str, Any] = {'interactions': len(index_N), 'targets': len(index_M)}
   if name != 'train':
     split |= {
-      'without_history': interactions - len(index_M),
+      'without_history': len(index_N) - len(index_M),
       'in_history': float(repeat_N[index_M].mean()) if len(index_M) else 0.0,
       'not_in_training': int((store.train_count_V[store.items_N[index_M]] == 0).sum()),
     }
-  return {**split, 'sha256': _digest(store, name)}
+  return {**split, 'sha256': _digest(store, user_N, index_N)}
 
 
 def _tied_times(store: Store) -> float | None:
@@ -93,12 +93,11 @@ def _leakage(store: Store) -> float | None:
   return float(later_M.sum() / max(len(later_M), 1))
 
 
-def _digest(store: Store, name: str) -> str:
-  """SHA-256 of a split as lines `user item time` of raw ids, tabs between, in store order."""
+def _digest(store: Store, user_N: np.ndarray, index_N: np.ndarray) -> str:
+  """SHA-256 of interactions as lines `user item time` of raw ids, tabs between, in store order."""
   digest = hashlib.sha256()
-  user_M, index_M = store.interactions(name)
-  for low in range(0, len(index_M), _BLOCK):
-    user, index = user_M[low : low + _BLOCK], index_M[low : low + _BLOCK]
+  for low in range(0, len(index_N), _BLOCK):
+    user, index = user_N[low : low + _BLOCK], index_N[low : low + _BLOCK]
     lines = {'user': store.user_ids[user], 'item': store.item_ids[store.items_N[index]]}
     if store.times_N is not None:
       lines['time'] = pl.Series(store.times_N[index])

@@ -109,12 +109,12 @@ def fill(items_N, segments: Segments, shape: tuple[int, int], times_N=None, unit
   """
   length_S = segments.length_S
   step = ranges(length_S)
-  flat = ranges(length_S, segments.first(shape[1]))
+  flat = np.repeat(segments.first(shape[1]), length_S) + step
   real = np.zeros(shape, bool)
   item, segment = np.zeros(shape, np.int32), np.full(shape, -1, np.int32)
   # Filling counts on, so that a row with one segment has the positions 0..L-1 throughout.
   position = np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape).copy()
-  index = ranges(length_S, segments.start_S)
+  index = np.repeat(segments.start_S, length_S) + step
   item.flat[flat] = items_N[index]
   position.flat[flat] = step
   segment.flat[flat] = np.repeat(np.arange(len(length_S)), length_S)

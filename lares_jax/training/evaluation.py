@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import itertools
 from typing import Any, Literal
 
 import jax
@@ -68,17 +67,20 @@ class Evaluator:
     bar = tqdm.tqdm(total=len(self.store.targets(split)[0][chosen_M]), desc=f'evaluate {split}',
                     unit='user', leave=False, disable=None)
 
-    def start(batch) -> Any:
-      out = function(sharding.put_batch(batch._replace(index_BxA=None), self.mesh))
-      return batch.index_BxA.reshape(-1), out
-
-    started = map(start, self.batches(split, chosen_M, history=history))
-    # In pairs, so that one is read only once the next is under way.
-    for (index_M, out), _ in itertools.pairwise(itertools.chain(started, [None])):
+    def collect(index_M, out):
       real = np.flatnonzero(index_M >= 0)
       index.append(index_M[real])
-      parts.append(jax.tree.map(lambda x, real=real: np.asarray(x)[:, real], out))
+      parts.append(jax.tree.map(lambda x: np.asarray(x)[:, real], out))
       bar.update(len(real))
+
+    last = None  # read only once the next batch is under way
+    for batch in self.batches(split, chosen_M, history=history):
+      out = function(sharding.put_batch(batch._replace(index_BxA=None), self.mesh))
+      if last:
+        collect(*last)
+      last = batch.index_BxA.reshape(-1), out
+    if last:
+      collect(*last)
     bar.close()
     order_M = np.argsort(np.concatenate(index))
     return jax.tree.map(lambda *x: np.concatenate(x, axis=1)[:, order_M], *parts)
