@@ -28,6 +28,8 @@ from lares_jax.data import text
 from lares_jax.experiment import Experiment
 from lares_jax.model.depth import DepthConfig
 from lares_jax.model.tedrec import FusionConfig
+from lares_jax.negatives import Popularity, SampleConfig
+from lares_jax.studies import compile
 from lares_jax.training import sharding
 from lares_jax.training.checkpoint import Checkpoints
 from lares_jax.training.sharding import MeshConfig
@@ -105,6 +107,26 @@ def scores(name, shape):
     many = Catalogue(config, V, mesh_of(shape))
     got = jax.jit(everything, static_argnums=0)(many, padded(arrays()[3], many))
     close(got, on_one_device(config), f'{config.similarity} {name}')
+
+
+@check('2x4')
+def other_passes(name, shape):
+  """Kernels on each share, and losses of drawn negatives, which every device draws alike."""
+  popularity = Popularity.of(np.arange(V))
+
+  def gradient(catalogue, table):
+    query, target, real, *_ = map(jnp.asarray, arrays())
+    loss = lambda query, table: catalogue.total(
+      lambda logprob_M: -logprob_M, query, target, real, table, (), jax.random.key(0))[0]
+    return jax.value_and_grad(loss, (0, 1))(query, table)
+
+  for config in (CatalogueConfig('dot', 0.7, 3, 2, kernel='pallas'),
+                 CatalogueConfig('dot', 0.7, 3, 2, loss='sampled', sample=SampleConfig(4, 6, 6)),
+                 CatalogueConfig('dot', 0.7, 3, 2, loss='gbce', sample=SampleConfig(4, 6, 6))):
+    many, one = (Catalogue(config, V, mesh, popularity) for mesh in (mesh_of(shape), None))
+    got = jax.jit(gradient, static_argnums=0)(many, padded(arrays()[3], many))
+    want = jax.jit(gradient, static_argnums=0)(one, jnp.asarray(arrays()[3]))
+    close(got, want, f'{config.kernel} {config.loss} {name}', 1e-4)
 
 
 def experiment(shape, data='data') -> Experiment:
@@ -223,18 +245,19 @@ def text_table(name, shape):
 
 @check('2x4')
 def traffic(name, shape):
-  """What crosses the wire in a train step and in evaluation never has the size of a share."""
+  """No gather in a train step or in evaluation comes near the size of a share of the table.
+
+  Nor, in phase two, of the states of a device's rollouts: each stays where its row is.
+  """
   split = experiment(shape, 'large')
-  (phase, step_of), mesh = phase_one(split), split.mesh
-  state = sharding.abstract(phase.fresh, split.abstract_params, mesh)
-  batch = sharding.put_batch(phase.batches.batch(0), mesh)
-  draw = phase.objective.draw(np.random.default_rng(0))
-  hlo = step_of.lower(state, batch, draw).compile().as_text()
   share = split.catalogue.rows // shape[1] * 8
-  gathered = gathers(hlo)
-  assert max(gathered, default=0) < share / 4, (
-    f'an all-gather of {max(gathered)} numbers; a share of the table has {share}')
-  assert 'all-reduce' in hlo, 'no collective at all: this test has lost its subject'
+  for name, (build, _) in compile.programs(split).items():
+    program = build(split)
+    hlo = program.lower().compile().as_text()
+    gathered = max(gathers(hlo), default=0)
+    assert gathered < share / 4, (
+      f'{name}: a gather of {gathered} numbers; a share of the table has {share}')
+    assert 'all-reduce' in hlo, f'{name}: no collective at all: this test has lost its subject'
 
 
 def gathers(hlo: str) -> list[int]:

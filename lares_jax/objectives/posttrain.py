@@ -78,7 +78,7 @@ class Posttrain:
                      (z_NxLxD, z_NxLxD if shared else z0(key_reference)), key_dropout)
 
   def loss(self, params, reference, batch: Batch, depth_G, initial, key):
-    """The loss given Z_0 of policy and reference, [G * B, L, D], rollout-major."""
+    """The loss given Z_0 of policy and reference, [B * G, L, D], the rollouts of a row side by side."""
     c = self.config
     states_TxGxMxD, distance_T = self._states(params, batch, depth_G, initial[0], True, key)
     reference = jax.lax.stop_gradient(reference)
@@ -133,13 +133,17 @@ class Posttrain:
     count, length = batch.rows.item_BxL.shape
     every_BxL = jnp.broadcast_to(jnp.arange(length), (count, length))
     place_BxA = every_BxL if batch.place_BxA is None else batch.place_BxA
-    depth_N = jnp.repeat(depth_G, count)
+    depth_N = jnp.tile(depth_G, count)
     out = apply(reason_key, h_NxLxD, rows, z_NxLxD, depth_N, self.depth.cap, train,
-                place_BxA=jnp.tile(place_BxA, (groups, 1)), method='reason')
-    states = out.states_TxBxAxD
-    return states.reshape(len(states), groups, -1, states.shape[-1]), out.distance_T
+                place_BxA=self._repeated(place_BxA), method='reason')
+    steps, _, places, width = out.states_TxBxAxD.shape
+    states_TxGxBxAxD = out.states_TxBxAxD.reshape(steps, count, groups, places, width).swapaxes(1, 2)
+    return states_TxGxBxAxD.reshape(steps, groups, count * places, width), out.distance_T
 
   def _repeated(self, rows):
-    """Rows, or arrays of rows, once for each rollout, rollout-major [G * B, ..]."""
-    tile = lambda x: jnp.tile(x, (self.config.rollouts, *[1] * (x.ndim - 1)))
-    return self.catalogue.split(jax.tree.map(tile, rows))
+    """Rows, or arrays of rows, once for each rollout: [B * G, ..].
+
+    The rollouts of a row stay on the device that holds it.
+    """
+    repeat = lambda x: jnp.repeat(x, self.config.rollouts, axis=0)
+    return self.catalogue.split(jax.tree.map(repeat, rows))
