@@ -22,6 +22,7 @@ import itertools
 import json
 import pathlib
 import resource
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -47,6 +48,7 @@ _DEPTH = flags.DEFINE_integer('depth', 4, 'Steps of reasoning, held fixed.', low
 _ROUNDS = flags.DEFINE_integer('rounds', 5, 'Turns of each variant.', lower_bound=1)
 _JSON = flags.DEFINE_bool('json', False, 'One JSON object as the last line.')
 
+COMPILED = '/jax/core/compile/backend_compile_duration'  # an event of jax.monitoring
 PUBLISHED_BATCH = 1024
 RECOMMEND_BATCH = 4096
 
@@ -71,8 +73,9 @@ def main() -> None:
     if _JSON.value:
       print(json.dumps(rows))
     return
-  if config.depth.mean and _DEPTH.value > config.model.deepest:
-    raise InputError(f'--depth={_DEPTH.value}: this model goes to {config.model.deepest}')
+  if config.depth.mean and not 1 <= _DEPTH.value <= config.model.deepest:
+    raise InputError(f'--depth={_DEPTH.value}: this model goes from 1 to {config.model.deepest}; its '
+                     'backbone alone is --config=FILE:plain')
   makers: dict[str, Callable[[Experiment], Variant]] = {
     'packed': packed, 'prefix': prefix, 'posttrain': posttrain, 'evaluate': evaluate,
     'recommend': functools.partial(recommend, RECOMMEND_BATCH),
@@ -80,6 +83,9 @@ def main() -> None:
   unknown = [w for w in _WHAT.value if w not in makers]
   if unknown:
     raise InputError(f'--what={unknown[0]}: use some of {", ".join(makers)}; or catalogue, by itself')
+  compiled = []
+  jax.monitoring.register_event_duration_secs_listener(
+    lambda event, *_, **__: compiled.append(event) if event == COMPILED else None)
   experiment = Experiment(config, pathlib.Path())
   variants = [makers[w](experiment) for w in _WHAT.value]
   seconds = timing.in_turns(dict(enumerate(variants)), _ROUNDS.value)
@@ -87,13 +93,15 @@ def main() -> None:
              for n, (w, v) in enumerate(zip(_WHAT.value, variants))]
   shown = lambda x: f'{x:,}' if isinstance(x, int | float) else x or ''
   print(report.table(list(figures[0]), [[shown(x) for x in f.values()] for f in figures]))
-  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+  unit = 2**30 if sys.platform == 'darwin' else 2**20  # macOS counts bytes, Linux KiB
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
   device = jax.devices()[0]
   print(f'{device.device_kind}, {jax.device_count()} device(s), depth '
-        f'{_DEPTH.value if config.depth.mean else 0}; '
+        f'{_DEPTH.value if config.depth.mean else 0}; {len(compiled)} programs compiled; '
         f'peak host memory of the whole process {peak:.2f} GiB')
   if _JSON.value:
-    print(json.dumps({'variants': figures, 'device': device.device_kind, 'host_peak_gib': peak}))
+    print(json.dumps({'variants': figures, 'device': device.device_kind, 'compiled': len(compiled),
+                      'host_peak_gib': peak}))
 
 
 def _figures(variant: Variant, seconds: list[float]) -> dict[str, Any]:

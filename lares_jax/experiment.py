@@ -35,7 +35,7 @@ from lares_jax.training.evaluation import Evaluator
 from lares_jax.training.sharding import MeshConfig
 from lares_jax.training.state import Phase
 
-_ITEMS = 'items.arrow'  # of a data set, and of a finished run
+_ITEMS = 'items.arrow'  # of a data set, and of a run
 
 # Settings that may change between the starts of one run: they do not change what it computes.
 _FREE = ('phases', 'pretrain.train.on_nan', 'posttrain.train.on_nan',
@@ -143,7 +143,7 @@ class Experiment:
 
   @functools.cached_property
   def items(self) -> pl.DataFrame:
-    """Raw `id` and `train_count` of each item, [V] rows: what a finished run keeps of its data set."""
+    """Raw `id` and `train_count` of each item, [V] rows: what a run keeps of its data set."""
     if not self._has_items:
       return self.store.items
     file = self.workdir / _ITEMS

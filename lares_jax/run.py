@@ -16,7 +16,7 @@ from lares_jax.training.evaluation import History
 
 
 def train(experiment: Experiment) -> dict:
-  """Runs the phases that the config names, then evaluates; returns the result that was written."""
+  """Runs the phases that the config names, then evaluates what was trained; returns the result."""
   if (experiment.workdir / 'result.json').exists() and not any(
       _saved(experiment, phase) for phase in ('pretrain', 'posttrain')):
     raise InputError(f'{experiment.workdir} holds a finished run without its checkpoints, so it cannot '
@@ -25,6 +25,7 @@ def train(experiment: Experiment) -> dict:
   fit = lambda phase, start: loop.run(phase, start, experiment.abstract_params, experiment.workdir,
                                       dataclasses.asdict(c), experiment.mesh)
   with held(experiment.workdir):
+    experiment.keep_items()
     if 'pretrain' in c.phase_list:
       fit(experiment.pretraining(), experiment.init_params)
     # A phase goes on with the prompts that it began with.
@@ -33,6 +34,9 @@ def train(experiment: Experiment) -> dict:
     if 'posttrain' in c.phase_list:
       reference = experiment.reference()
       fit(experiment.posttraining(reference, selection.load(experiment)), lambda: reference)
+    if c.phase_list == ['select'] and not _saved(experiment, 'pretrain'):  # of posttrain.start's
+      print(f'wrote {experiment.workdir}/prompts.json, prompts.npz, items.arrow')
+      return {}
     result = finish(experiment)
   print(f'wrote {experiment.workdir}/result.json, ranks.npz, items.arrow, metrics.jsonl, checkpoints/, '
         'tensorboard/')
@@ -55,8 +59,6 @@ def finish(experiment: Experiment) -> dict:
   # Phase one is the start of phase two; a phase two that is not asked for any more is left out.
   phases = [p for p in ('pretrain', 'posttrain')
             if (p == 'pretrain' or p in c.phase_list) and _saved(experiment, p)]
-  if not phases:
-    raise InputError(f'{experiment.workdir}: nothing is trained yet; run the phase pretrain first')
   best = {p: experiment.best(p) for p in phases}
   chosen = max(phases, key=lambda p: best[p][1]['ndcg@10'])
   outcomes = {p: _outcome(experiment, best[p][0]) for p in phases}
@@ -71,7 +73,6 @@ def finish(experiment: Experiment) -> dict:
     'test': by_depth['test'], 'test_at_depth': by_depth['test'][depth],
     'settings': {'phases': c.phases, 'evaluate': dataclasses.asdict(c.evaluate)},
   }
-  experiment.keep_items()
   write_json(experiment.workdir / 'result.json', result)
   processes.wait('result')
   print(report.depth_table(by_depth['test'], depth, f'test, history {c.evaluate.history}'))

@@ -8,12 +8,15 @@ from lares_jax.experiment import Experiment
 
 
 def select(experiment: Experiment) -> None:
-  """Keeps the prompts whose target ranks within `top` in any of `passes` noisy passes at depth r."""
+  """Keeps the prompts whose target ranks within `top` in any of `passes` noisy passes at depth r.
+
+  An initial state without noise is read once: every pass would be the same.
+  """
   c, store = experiment.config, experiment.store
   kept_N = np.zeros(len(store.items_N), bool)
   end_N = store.targets('train')[1]
   params = experiment.reference()
-  for draw in range(1, c.select.passes + 1):
+  for draw in range(1, (c.select.passes if c.model.initial == 'normal' else 1) + 1):
     rank_1xM = experiment.evaluator.ranks(params, 'train', (c.depth.mean,), draw=draw)
     kept_N[end_N] |= rank_1xM[0] < c.select.top
   if not kept_N.any():

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# SLURM with GPUs: one task a GPU, joined by JAX from SLURM's own variables. Fill in the five lines
+# SLURM with GPUs: one task a GPU, joined by JAX from SLURM's own variables. Fill in the lines
 # below (or give them to sbatch); arguments go to lares_jax.main. The directory must be shared. Where
 # compute nodes reach no package index, first on the login node: PLATFORM=gpu bash launch/setup.sh
 #

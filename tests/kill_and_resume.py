@@ -7,6 +7,7 @@ if a single bit differs, or if a line of metrics.jsonl is missing or repeated.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import pathlib
@@ -18,6 +19,7 @@ import time
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -52,11 +54,19 @@ def finish(run: subprocess.Popen) -> None:
 
 
 def ends(workdir: pathlib.Path):
-  """The best parameters of both phases, and which lines metrics.jsonl has."""
+  """Best parameters and last state of both phases, and which lines metrics.jsonl has."""
   experiment = Experiment.load(str(workdir))
-  params = {p: [np.asarray(x) for x in jax.tree.leaves(experiment.best(p)[0])] for p in PHASES}
+
+  def arrays(phase: str):
+    place = workdir / 'checkpoints' / phase / 'latest'
+    with contextlib.closing(ocp.CheckpointManager(place)) as series:
+      last = series.restore(series.latest_step(), args=ocp.args.Composite(
+        state=ocp.args.StandardRestore(), progress=ocp.args.JsonRestore()))
+    everything = experiment.best(phase)[0], last.state, last.progress
+    return [np.asarray(x) for x in jax.tree.leaves(everything)]
+
   entries = map(json.loads, (workdir / 'metrics.jsonl').open(encoding='utf-8'))
-  return params, [(e['phase'], e['step'], e['kind']) for e in entries]
+  return {p: arrays(p) for p in PHASES}, [(e['phase'], e['step'], e['kind']) for e in entries]
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """The kernels compile for real chips, none being here, and keep their blocks of scores on them.
 
-Needs the optional packages of requirements-aot.txt; skipped where they are absent.
+Needs packages of requirements-tpu.txt and requirements-aot.txt; skipped where they are absent.
 """
 
 import importlib.util
@@ -23,19 +23,19 @@ ROOT = pathlib.Path(__file__).parents[1]
 H200 = (ROOT / 'lares_jax/studies/h200.txtpb').read_text(encoding='utf-8')  # what XLA asks a driver
 
 CHIPS = {
-  'v5e:2x4': ('libtpu', 'tpu', {}),
-  'v5p:2x2x1': ('libtpu', 'tpu', {}),
-  'v6e:2x4': ('libtpu', 'tpu', {}),
-  'h200': ('jax_cuda12_plugin', 'cuda', dict(target_config=H200, topology='1x1x8')),
+  'v5e:2x4': ('libtpu', 'tpu', 'tpu', {}),
+  'v5p:2x2x1': ('libtpu', 'tpu', 'tpu', {}),
+  'v6e:2x4': ('libtpu', 'tpu', 'tpu', {}),
+  'h200': ('jax_cuda12_plugin', 'aot', 'cuda', dict(target_config=H200, topology='1x1x8')),
 }
 
 
 @pytest.fixture(scope='module', params=CHIPS)
 def chip(request):
   """A device to compile for."""
-  package, platform, options = CHIPS[request.param]
+  package, file, platform, options = CHIPS[request.param]
   if importlib.util.find_spec(package) is None:
-    pytest.skip(f'{package} is not installed: pip install -r requirements-aot.txt')
+    pytest.skip(f'{package} is not installed: see requirements-{file}.txt')
   os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')  # this is no TPU machine
   os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')  # other processes may compile too
   return topologies.get_topology_desc(

@@ -1,5 +1,6 @@
 """Whole runs on tiny data: one program, exact resume, faults, and what is left on disk."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -11,6 +12,7 @@ import sys
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from tiny import make_config, make_store
 
@@ -33,8 +35,24 @@ def store(tmp_path_factory):
   return make_store(tmp_path_factory.mktemp('store')).directory
 
 
-def _params(experiment, phase):
-  return [np.asarray(x) for x in jax.tree.leaves(experiment.best(phase)[0])]
+def _latest(workdir, phase):
+  """All of a phase's last state, moments and average too, and its progress."""
+  with contextlib.closing(ocp.CheckpointManager(workdir / 'checkpoints' / phase / 'latest')) as series:
+    return series.restore(series.latest_step(), args=ocp.args.Composite(
+      state=ocp.args.StandardRestore(), progress=ocp.args.JsonRestore()))
+
+
+def _end(experiment, phase):
+  """Beside that, the best parameters."""
+  last = _latest(experiment.workdir, phase)
+  everything = experiment.best(phase)[0], last.state, last.progress
+  return [np.asarray(x) for x in jax.tree.leaves(everything)]
+
+
+def _lines(workdir):
+  """metrics.jsonl, but for what depends on the clock."""
+  lines = map(json.loads, (workdir / 'metrics.jsonl').open())
+  return [{k: v for k, v in line.items() if k != 'targets_per_s'} for line in lines]
 
 
 @pytest.fixture(scope='module')
@@ -83,6 +101,13 @@ def test_a_selection_of_other_settings_is_not_taken_for_this_one(finished, tmp_p
   assert selection.load(dataclasses.replace(elsewhere, config=all_count)) is None
 
 
+def test_a_selection_can_be_made_alone_from_another_run(finished, store, tmp_path):
+  posttrain = dataclasses.replace(finished.config.posttrain, start=str(finished.workdir))
+  config = make_config(store, phases='select', posttrain=posttrain)
+  assert run.train(Experiment.start(config, str(tmp_path))) == {}
+  np.testing.assert_array_equal(selection.load(Experiment(config, tmp_path)), selection.load(finished))
+
+
 def test_a_phase_that_is_not_asked_for_any_more_is_not_in_the_result(finished, tmp_path):
   shutil.copytree(finished.workdir, tmp_path / 'run')
   config = dataclasses.replace(finished.config, phases='pretrain')
@@ -119,7 +144,7 @@ def test_a_phase_starts_from_the_best_of_another_run(finished, store, tmp_path, 
   config = make_config(store, phases=phase)
   part = dataclasses.replace(getattr(config, phase), start=str(finished.workdir))
   experiment = Experiment(dataclasses.replace(config, **{phase: part}), tmp_path)
-  theirs = _params(finished, 'pretrain')
+  theirs = jax.tree.leaves(finished.best('pretrain')[0])
   ours = experiment.init_params() if phase == 'pretrain' else experiment.reference()
   for a, b in zip(theirs, jax.tree.leaves(ours), strict=True):
     np.testing.assert_array_equal(a, b)
@@ -159,7 +184,7 @@ class _Stop(Exception):
 
 
 @pytest.mark.parametrize('phase, at, every, saved', (
-  ('pretrain', 6, 0, 4), ('pretrain', 9, 3, 6), ('posttrain', 5, 0, 0)))
+  ('pretrain', 6, 0, 4), ('pretrain', 9, 3, 6), ('posttrain', 5, 0, 0), ('posttrain', 7, 0, 4)))
 def test_a_killed_run_ends_with_the_same_bits(
     finished, store, tmp_path, monkeypatch, phase, at, every, saved):
   """Killed without warning after `at` readings of metrics; the same command goes on from `saved`."""
@@ -181,14 +206,13 @@ def test_a_killed_run_ends_with_the_same_bits(
     with pytest.raises(_Stop):
       run.train(experiment())
   assert loop.Checkpoints(tmp_path, phase).latest_step == saved
+  assert (tmp_path / 'items.arrow').exists(), 'whose checkpoints are these items of?'
   run.train(experiment())
   for phase in ('pretrain', 'posttrain'):
-    for a, b in zip(_params(finished, phase), _params(experiment(), phase), strict=True):
+    for a, b in zip(_end(finished, phase), _end(experiment(), phase), strict=True):
       np.testing.assert_array_equal(a, b)
-  strip = lambda workdir: [(x['phase'], x['step'], x['kind']) for x in map(
-    json.loads, (workdir / 'metrics.jsonl').open())]
   if not every:  # each save writes a line
-    assert strip(tmp_path) == strip(finished.workdir), 'metrics lines are missing or repeated'
+    assert _lines(tmp_path) == _lines(finished.workdir), 'metrics lines differ, are missing or repeated'
 
 
 @pytest.mark.parametrize('saved', (False, True))
@@ -221,9 +245,18 @@ def test_a_signal_saves_and_says_how_it_ended(store, tmp_path, monkeypatch):
   close = loop.Checkpoints.close
   monkeypatch.setattr(loop, '_settle', settle)
   monkeypatch.setattr(loop.Checkpoints, 'close', lambda self: (
-    os.kill(os.getpid(), signal.SIGTERM), close(self)))
-  with pytest.raises(loop.Interrupted):  # one that comes while the last of a phase is saved
+    os.kill(os.getpid(), signal.SIGINT), close(self)))
+  with pytest.raises(loop.Interrupted) as stop:  # one that comes while the last of a phase is saved
     run.train(experiment)
+  assert stop.value.code == 130
+
+
+def test_a_second_ctrl_c_stops_at_once():
+  with contextlib.closing(loop.Signals()) as signals:
+    os.kill(os.getpid(), signal.SIGINT)
+    assert signals.caught == signal.SIGINT
+    with pytest.raises(KeyboardInterrupt):
+      os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_one_compilation_for_all_depths_and_steps(store, tmp_path, monkeypatch):
@@ -249,6 +282,30 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update(store, tmp_path):
   with pytest.raises(InputError, match=said):
     loop.run(phase, lambda: params, experiment.abstract_params, tmp_path, {}, experiment.mesh)
   assert loop.Checkpoints(tmp_path, 'pretrain').latest_step is None
+
+
+def test_on_nan_skips_so_many_steps_and_goes_on(store, tmp_path, capsys):
+  experiment = Experiment.start(make_config(store), str(tmp_path))
+  phase = experiment.pretraining()
+
+  class Faulty:
+    """The objective, but that step 1 is not finite."""
+
+    def draw(self, generator):
+      faulty = generator.bit_generator.state == np.random.default_rng([0, 3, 1]).bit_generator.state
+      return phase.objective.draw(generator), np.float32(np.nan if faulty else 1)
+
+    def __call__(self, params, reference, batch, draw, key):
+      loss, seen = phase.objective(params, reference, batch, draw[0], key)
+      return loss * draw[1], seen
+
+  train = dataclasses.replace(phase.train, on_nan=1)
+  faulty = dataclasses.replace(phase, objective=Faulty(), train=train)
+  loop.run(faulty, experiment.init_params, experiment.abstract_params, tmp_path, {}, experiment.mesh)
+  assert 'step 1 is not finite; skipped (1 so far)' in capsys.readouterr().out
+  last = _latest(tmp_path, 'pretrain')
+  assert last.progress['skipped'] == 1 and int(last.state['step']) == phase.steps
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(last.state))
 
 
 def test_a_half_written_checkpoint_is_ignored_with_a_warning(tmp_path, capsys):

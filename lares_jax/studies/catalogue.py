@@ -41,10 +41,12 @@ def run(config: CatalogueConfig, rounds: int) -> list[dict]:
       median = float(np.median(seconds[kernel]))
       scores = queries * items / median
       # A product forward and two backward, 2 D operations a score each, and one exponential; where
-      # no scores are kept, backward makes the first product and the exponential again.
+      # no scores are kept, backward makes the first product and the exponential again. The table is
+      # read twice, and its gradient written.
       again = not dataclasses.replace(config, kernel=kernel).kept(items)
       bound = min(ceilings['operations'] / ((8 if again else 6) * width),
-                  ceilings['exponentials'] / (2 if again else 1))
+                  ceilings['exponentials'] / (2 if again else 1),
+                  ceilings['bytes copied'] / (3 * 4 * width) * queries)
       rows.append({
         'M': queries, 'V': items, 'D': width, 'kernel': kernel, 'ms': round(median * 1e3, 1),
         'scores/s': scores, 'of ceiling': scores / bound,

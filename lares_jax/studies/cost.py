@@ -114,8 +114,9 @@ def programs(experiment: Experiment, phase: Phase, params, depths: Sequence[int]
   seconds_of = (timing.in_turns(inference, repeats) |
                 timing.in_turns(training, min(repeats, MEDIAN_TURNS)))
   for (n, size), seconds in seconds_of.items():
-    lines[n] |= {f'{size}_ms': 1e3 * float(np.median(seconds)),
-                 f'{size}_p95_ms': 1e3 * float(np.quantile(seconds, 0.95))}
+    lines[n][f'{size}_ms'] = 1e3 * float(np.median(seconds))
+    if len(seconds) > MEDIAN_TURNS:
+      lines[n][f'{size}_p95_ms'] = 1e3 * float(np.quantile(seconds, 0.95))
   return lines
 
 

@@ -81,7 +81,7 @@ def run(phase: Phase, start: Callable[[], Any], abstract_params, workdir: pathli
 
   step = int(state.step)
   log = Log(workdir, phase.name, step, phase.steps, checkpoints.latest_step is not None)
-  log.say(sharding.describe((state.params, state.opt_state), mesh))
+  log.say(sharding.describe((state, phase.reference), mesh))
   if step:
     log.say(f'{phase.name}: going on from step {step} of {phase.steps}')
   with contextlib.closing(Signals()) as signals:

@@ -68,7 +68,7 @@ def describe(tree, mesh: Mesh) -> str:
     arrays[found] += 1
     held[found] += int(np.prod(NamedSharding(mesh, found[1]).shard_shape(x.shape))) * x.dtype.itemsize
   lines = [f'mesh: data {mesh.shape["data"]} x catalogue {mesh.shape["catalogue"]} of '
-           f'{mesh.devices.flat[0].device_kind}; parameters and optimizer, {sum(held.values()):,} '
+           f'{mesh.devices.flat[0].device_kind}; kept between steps, {sum(held.values()):,} '
            'bytes a device:']
   for rule, spec in RULES:
     where = ' x '.join(axis or 'whole' for axis in spec) or 'a copy on every device'
