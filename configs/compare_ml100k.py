@@ -13,8 +13,9 @@
 from configs import compare_beauty, lares
 
 TIMES = {'hstu_times': {'model.backbone.name': 'hstu', 'model.backbone.times': True}}
+COSINES = {'catalogue.similarity': 'cos', 'catalogue.tau': 0.07}  # of TedRec, and without its titles
 TEXT = {'tedrec': {'model.fusion.name': 'tedrec', 'model.fusion.text_width': 128,  # of --encoder=words
-                   'catalogue.similarity': 'cos', 'catalogue.tau': 0.07, **compare_beauty.PREFIX}}
+                   **COSINES, **compare_beauty.PREFIX}}
 
 
 def get_config(variant: str = ''):
@@ -24,4 +25,6 @@ def get_config(variant: str = ''):
   if variant == 'depth':
     return compare_beauty.plan(compare_beauty.depth(recipe))
   more = {**TIMES, **TEXT} if variant == 'text' else TIMES
-  return compare_beauty.plan(compare_beauty.table(recipe, variant != 'main', more))
+  runs = compare_beauty.table(recipe, variant != 'main', more)
+  runs['sasrec_cosines'] = compare_beauty.row(recipe, 'plain', COSINES)
+  return compare_beauty.plan(runs)
