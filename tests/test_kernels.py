@@ -212,7 +212,8 @@ def test_hidden_items_take_the_plain_pass():
 
 def test_the_benchmark_compares_what_it_times(monkeypatch):
   monkeypatch.setattr(catalogue, 'SIZES', ((24, 40, 8),))
-  monkeypatch.setattr(catalogue, '_ceilings', lambda dtype: {'operations': 1e9, 'exponentials': 1e9})
+  ceilings = dict.fromkeys(('operations', 'bytes copied', 'exponentials'), 1e9)
+  monkeypatch.setattr(catalogue, '_ceilings', lambda dtype: ceilings)
   monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
   plain, kernel = catalogue.run(CatalogueConfig(), rounds=1)
   assert (plain['kernel'], kernel['kernel']) == ('plain', 'pallas')
