@@ -7,7 +7,6 @@ if a single bit differs, or if a line of metrics.jsonl is missing or repeated.
 """
 
 import argparse
-import contextlib
 import json
 import os
 import pathlib
@@ -17,12 +16,12 @@ import sys
 import tempfile
 import time
 
-import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+from tiny import end
 
 from lares_jax.experiment import Experiment
 
@@ -56,17 +55,8 @@ def finish(run: subprocess.Popen) -> None:
 def ends(workdir: pathlib.Path):
   """Best parameters and last state of both phases, and which lines metrics.jsonl has."""
   experiment = Experiment.load(str(workdir))
-
-  def arrays(phase: str):
-    place = workdir / 'checkpoints' / phase / 'latest'
-    with contextlib.closing(ocp.CheckpointManager(place)) as series:
-      last = series.restore(series.latest_step(), args=ocp.args.Composite(
-        state=ocp.args.StandardRestore(), progress=ocp.args.JsonRestore()))
-    everything = experiment.best(phase)[0], last.state, last.progress
-    return [np.asarray(x) for x in jax.tree.leaves(everything)]
-
   entries = map(json.loads, (workdir / 'metrics.jsonl').open(encoding='utf-8'))
-  return {p: arrays(p) for p in PHASES}, [(e['phase'], e['step'], e['kind']) for e in entries]
+  return {p: end(experiment, p) for p in PHASES}, [(e['phase'], e['step'], e['kind']) for e in entries]
 
 
 def main() -> None:

@@ -251,13 +251,12 @@ def traffic(name, shape):
   """
   split = experiment(shape, 'large')
   share = split.catalogue.rows // shape[1] * 8
-  for name, (build, _) in compile.programs(split).items():
-    program = build(split)
-    hlo = program.lower().compile().as_text()
+  for program, (build, _) in compile.programs(split).items():
+    hlo = build(split).lower().compile().as_text()
     gathered = max(gathers(hlo), default=0)
     assert gathered < share / 4, (
-      f'{name}: a gather of {gathered} numbers; a share of the table has {share}')
-    assert 'all-reduce' in hlo, f'{name}: no collective at all: this test has lost its subject'
+      f'{program}: a gather of {gathered} numbers; a share of the table has {share}')
+    assert 'all-reduce' in hlo, f'{program}: no collective at all: this test has lost its subject'
 
 
 def gathers(hlo: str) -> list[int]:

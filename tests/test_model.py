@@ -75,10 +75,7 @@ def test_parameters_and_program_are_the_same_at_every_depth(combine):
 @pytest.mark.parametrize('changes', (
   {}, {'core_dropout': 0.0}, {'core_blocks': 2, 'combine': 'concat'}))
 def test_the_gradient_of_a_run_is_that_of_the_program_differentiated(changes):
-  """By parameters, Z_0 and, through it, what H is made of; of all that a run leaves behind.
-
-  Entries reach 90, hence the absolute tolerance.
-  """
+  """By parameters, Z_0 and, through it, what H is made of; of all that a run leaves behind."""
   rows = _rows([0, 5], [5, 3], [0, 1], [0, 0], (2, 8))
   config = dataclasses.replace(MODEL, **{'core_dropout': 0.3, **changes})
   z0 = initial_state(config, rows, jax.random.key(1), train=False)
@@ -101,10 +98,12 @@ def test_the_gradient_of_a_run_is_that_of_the_program_differentiated(changes):
   # Another cap has other masks of dropout.
   others = [(True, 4)] + [(remat, 7) for remat in (False, True) if not config.core_dropout]
   ours = [gradients(remat, cap) for remat, cap in others]
+  # Rounding is of an array's largest entry, here up to 90.
+  floor = lambda x: max(1e-5, 4 * np.finfo(np.float32).eps * np.abs(x).max())
   for depths, pick in (([3, 3], 1), ([1, 4], 2), ([2, 1], 2)):
     want = plain(jnp.array(depths), pick)
     for gradient in ours:
-      jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
+      jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=floor(b)),
                    gradient(jnp.array(depths), pick), want)
 
 

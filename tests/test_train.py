@@ -12,9 +12,8 @@ import sys
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
-from tiny import make_config, make_store
+from tiny import end, latest, make_config, make_store
 
 from lares_jax import comparison, files, run, selection
 from lares_jax import config as config_lib
@@ -33,20 +32,6 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 @pytest.fixture(scope='module')
 def store(tmp_path_factory):
   return make_store(tmp_path_factory.mktemp('store')).directory
-
-
-def _latest(workdir, phase):
-  """All of a phase's last state, moments and average too, and its progress."""
-  with contextlib.closing(ocp.CheckpointManager(workdir / 'checkpoints' / phase / 'latest')) as series:
-    return series.restore(series.latest_step(), args=ocp.args.Composite(
-      state=ocp.args.StandardRestore(), progress=ocp.args.JsonRestore()))
-
-
-def _end(experiment, phase):
-  """Beside that, the best parameters."""
-  last = _latest(experiment.workdir, phase)
-  everything = experiment.best(phase)[0], last.state, last.progress
-  return [np.asarray(x) for x in jax.tree.leaves(everything)]
 
 
 def _lines(workdir):
@@ -209,7 +194,7 @@ def test_a_killed_run_ends_with_the_same_bits(
   assert (tmp_path / 'items.arrow').exists(), 'whose checkpoints are these items of?'
   run.train(experiment())
   for phase in ('pretrain', 'posttrain'):
-    for a, b in zip(_end(finished, phase), _end(experiment(), phase), strict=True):
+    for a, b in zip(end(finished, phase), end(experiment(), phase), strict=True):
       np.testing.assert_array_equal(a, b)
   if not every:  # each save writes a line
     assert _lines(tmp_path) == _lines(finished.workdir), 'metrics lines differ, are missing or repeated'
@@ -303,7 +288,7 @@ def test_on_nan_skips_so_many_steps_and_goes_on(store, tmp_path, capsys):
   faulty = dataclasses.replace(phase, objective=Faulty(), train=train)
   loop.run(faulty, experiment.init_params, experiment.abstract_params, tmp_path, {}, experiment.mesh)
   assert 'step 1 is not finite; skipped (1 so far)' in capsys.readouterr().out
-  last = _latest(tmp_path, 'pretrain')
+  last = latest(tmp_path, 'pretrain')
   assert last.progress['skipped'] == 1 and int(last.state['step']) == phase.steps
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(last.state))
 

@@ -1,9 +1,12 @@
-"""Tiny data sets and settings that tests share."""
+"""Tiny data sets, settings, and what is left of a run: shared by tests."""
 
+import contextlib
 import dataclasses
 import os
 
+import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import polars as pl
 
 from lares_jax.catalogue import CatalogueConfig
@@ -45,3 +48,17 @@ def make_config(path, **changes) -> Config:
     config, pretrain=dataclasses.replace(config.pretrain, train=train),
     posttrain=dataclasses.replace(config.posttrain, train=dataclasses.replace(train, epochs=2)))
   return dataclasses.replace(config, **changes)
+
+
+def latest(workdir, phase):
+  """All of a phase's last state, moments and average too, and its progress."""
+  with contextlib.closing(ocp.CheckpointManager(workdir / 'checkpoints' / phase / 'latest')) as series:
+    return series.restore(series.latest_step(), args=ocp.args.Composite(
+      state=ocp.args.StandardRestore(), progress=ocp.args.JsonRestore()))
+
+
+def end(experiment, phase):
+  """The arrays of that, and the best parameters."""
+  last = latest(experiment.workdir, phase)
+  everything = experiment.best(phase)[0], last.state, last.progress
+  return [np.asarray(x) for x in jax.tree.leaves(everything)]
