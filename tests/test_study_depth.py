@@ -23,7 +23,7 @@ from lares_jax.experiment import Experiment
 from lares_jax.files import read_json, write_json
 from lares_jax.model.backbone import BackboneConfig
 from lares_jax.recommender import Recommender
-from lares_jax.studies import cost, depth_study, page, quality
+from lares_jax.studies import cost, depth_study, page, quality, timing
 from lares_jax.training.checkpoint import Checkpoints
 
 DEPTHS, WIDTHS = [2, 4], [1, 2]
@@ -102,6 +102,24 @@ def test_flops_are_those_of_xla_without_a_loop(tmp_path):
       experiment.abstract_params, cost._one_history(experiment)).compile()
     by_xla = compiled.cost_analysis()['flops']
     assert 0.9 * by_xla < start + steps * each < by_xla, 'the count left products out, or has too many'
+
+
+def test_flops_of_training_are_those_of_xla_at_one_step_and_each_more_costs_as_much(run):
+  """At one step no loop runs twice, so XLA's count holds; it counts more than products."""
+  backbone = BackboneConfig(width=128, inner=512)
+  config = run.experiment.config
+  config = dataclasses.replace(config, model=dataclasses.replace(config.model, backbone=backbone))
+  experiment = dataclasses.replace(run.experiment, config=config)
+  phase, draw = cost._at(experiment.pretraining(), 1, True)
+  step = timing.Training(phase, experiment.init_params(), [phase.batches.batch(0)], draw)
+  by_xla = step._program.cost_analysis()['flops']
+  counted = {remat: [cost.training_flops(experiment, depth, remat) for depth in (1, 2, 4)]
+             for remat in (True, False)}
+  assert 0.85 * by_xla < counted[True][0] < by_xla
+  each = {remat: two - one for remat, (one, two, _) in counted.items()}
+  for remat, (_, two, four) in counted.items():
+    assert four - two == pytest.approx(2 * each[remat])
+  assert each[True] == pytest.approx(each[False] * 4 / 3)  # forward once more beside 1 + 2
 
 
 def test_unrolled_is_the_model(run):

@@ -68,6 +68,19 @@ def per_user(experiment: Experiment) -> PerUser:
                  (2 * moved[0] - moved[1] + moved_by_catalogue, moved[1] - moved[0]))
 
 
+def training_flops(experiment: Experiment, depth: int, remat: bool) -> float:
+  """Of matrix products, on each chip, in a step of phase one at a constant depth."""
+  def build(e: Experiment):
+    phase = e.pretraining()
+    return jax.jit(phase.update).trace(
+      jax.eval_shape(phase.fresh, e.abstract_params), phase.reference, phase.batches.batch(0),
+      phase.objective.draw(np.random.default_rng(0)))
+
+  model = dataclasses.replace(experiment.config.model, remat=remat)
+  config = dataclasses.replace(experiment.config, model=model)
+  return flops.of(dataclasses.replace(experiment, config=config), build, depth)
+
+
 def unrolled(model: Lares, params, rows: Rows, steps: int) -> jax.Array:
   """States [B, L, D] after `steps` steps with no loop: a loop's body XLA counts only once."""
   h_BxLxD, z_BxLxD = begin(model, params, rows, 0)
@@ -110,7 +123,8 @@ def programs(experiment: Experiment, phase: Phase, params, depths: Sequence[int]
       own, draw = _at(phase, depth, remat)
       step = timing.Training(own, jax.tree.map(jnp.copy, params), itertools.repeat(train_batch), draw)
       training[len(lines), 'full'] = step
-      lines.append({'program': name, 'depth': depth, **step.sizes})
+      lines.append({'program': name, 'depth': depth, **step.sizes,
+                    'gflops_a_step': training_flops(experiment, depth, remat) / 1e9})
   seconds_of = (timing.in_turns(inference, repeats) |
                 timing.in_turns(training, min(repeats, MEDIAN_TURNS)))
   for (n, size), seconds in seconds_of.items():
