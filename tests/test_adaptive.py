@@ -117,7 +117,10 @@ def test_the_rule_comes_from_the_study(run):
     run.recommender.recommend([['i1']], depth='adaptive')
   write_json(workdir / 'adaptive.json', content)
   ours, = run.recommender.recommend([['i1']], depth='adaptive')
-  assert ours == run.recommender.recommend([['i1']], depth=1)[0]
+  fixed, deeper = (run.recommender.recommend([['i1']], depth=depth)[0] for depth in (1, 2))
+  # Two programs, which round otherwise on some processors; a step more is more than that.
+  assert ours.items == fixed.items and ours.scores == pytest.approx(fixed.scores, rel=1e-5)
+  assert ours.scores != pytest.approx(deeper.scores, rel=1e-4)
   write_json(workdir / 'result.json', {'phase': 'pretrain', 'step': 8})
   with pytest.raises(InputError, match='another checkpoint'):
     run.recommender.recommend([['i1']], depth='adaptive')
