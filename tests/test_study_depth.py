@@ -110,10 +110,11 @@ def test_flops_of_training_are_those_of_xla_at_one_step_and_each_more_costs_as_m
   config = run.experiment.config
   config = dataclasses.replace(config, model=dataclasses.replace(config.model, backbone=backbone))
   experiment = dataclasses.replace(run.experiment, config=config)
-  phase, draw = cost._at(experiment.pretraining(), 1, True)
+  every = experiment.pretraining()
+  phase, draw = cost._at(every, 1, True)
   step = timing.Training(phase, experiment.init_params(), [phase.batches.batch(0)], draw)
   by_xla = step._program.cost_analysis()['flops']
-  counted = {remat: [cost.training_flops(experiment, depth, remat) for depth in (1, 2, 4)]
+  counted = {remat: [cost.training_flops(experiment, every, depth, remat) for depth in (1, 2, 4)]
              for remat in (True, False)}
   assert 0.85 * by_xla < counted[True][0] < by_xla
   each = {remat: two - one for remat, (one, two, _) in counted.items()}

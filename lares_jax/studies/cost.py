@@ -68,17 +68,15 @@ def per_user(experiment: Experiment) -> PerUser:
                  (2 * moved[0] - moved[1] + moved_by_catalogue, moved[1] - moved[0]))
 
 
-def training_flops(experiment: Experiment, depth: int, remat: bool) -> float:
+def training_flops(experiment: Experiment, phase: Phase, depth: int, remat: bool) -> float:
   """Of matrix products, on each chip, in a step of phase one at a constant depth."""
-  def build(e: Experiment):
-    phase = e.pretraining()
-    return jax.jit(phase.update).trace(
-      jax.eval_shape(phase.fresh, e.abstract_params), phase.reference, phase.batches.batch(0),
-      phase.objective.draw(np.random.default_rng(0)))
-
-  model = dataclasses.replace(experiment.config.model, remat=remat)
-  config = dataclasses.replace(experiment.config, model=model)
-  return flops.of(dataclasses.replace(experiment, config=config), build, depth)
+  own, draw = _at(phase, depth, remat)
+  catalogue = own.objective.catalogue
+  plain = dataclasses.replace(catalogue, config=dataclasses.replace(catalogue.config, kernel='plain'))
+  own = dataclasses.replace(own, objective=dataclasses.replace(own.objective, catalogue=plain))
+  state = jax.eval_shape(own.fresh, experiment.abstract_params)
+  program = jax.jit(own.update).trace(state, own.reference, own.batches.batch(0), draw).jaxpr.jaxpr
+  return flops.count(program, 1 / experiment.mesh.shape['data'], depth)
 
 
 def unrolled(model: Lares, params, rows: Rows, steps: int) -> jax.Array:
@@ -124,7 +122,7 @@ def programs(experiment: Experiment, phase: Phase, params, depths: Sequence[int]
       step = timing.Training(own, jax.tree.map(jnp.copy, params), itertools.repeat(train_batch), draw)
       training[len(lines), 'full'] = step
       lines.append({'program': name, 'depth': depth, **step.sizes,
-                    'gflops_a_step': training_flops(experiment, depth, remat) / 1e9})
+                    'gflops_a_step': training_flops(experiment, phase, depth, remat) / 1e9})
   seconds_of = (timing.in_turns(inference, repeats) |
                 timing.in_turns(training, min(repeats, MEDIAN_TURNS)))
   for (n, size), seconds in seconds_of.items():
