@@ -5,6 +5,7 @@
 Prints one line a check: its name, and `ok` or what went wrong.
 """
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -160,11 +161,23 @@ def train(experiment: Experiment, state, first: int, steps: int):
 
 @functools.cache
 def one_device() -> dict:
-  """The run on one device that all others are held against: 20 steps, and 5 more."""
+  """The run on one device that all others are held against: 20 steps, saved, and 5 more."""
   alone = OneDevice(experiment((1, 1)).config, DIRECTORY / 'run')
   after_20, seen = train(alone, None, 0, 20)
+  save(DIRECTORY / 'one', after_20)
   after_25, _ = train(alone, after_20, 20, 5)
   return {'alone': alone, 'seen': seen, 'after 20': after_20, 'after 25': after_25}
+
+
+def save(directory, state):
+  with contextlib.closing(Checkpoints(directory, 'pretrain')) as checkpoints:
+    checkpoints.save(20, state, {'best_step': -1}, {})
+
+
+def restore(directory, state, mesh):
+  """What `save` wrote, laid out for `mesh`, whose padding is that of `state`."""
+  with contextlib.closing(Checkpoints(directory, 'pretrain')) as checkpoints:
+    return checkpoints.restore(sharding.abstract(lambda state: state, state, mesh))[0]
 
 
 class OneDevice(Experiment):
@@ -190,15 +203,14 @@ def training(name, shape):
   np.testing.assert_allclose(rank, want, atol=1.0, err_msg='ranks')  # near ties may turn
   assert (rank == want).mean() > 0.98, 'ranks differ beyond near ties'
 
-  # Its checkpoint goes on where there is one device only.
-  saved = Checkpoints(DIRECTORY / name, 'pretrain')
-  saved.save(20, state, {'best_step': -1}, {})
-  saved.wait()
+  # Its checkpoint goes on where there is one device only, and that of one device on this mesh.
+  save(DIRECTORY / name, state)
   alone = cache['alone']
-  state, _ = saved.restore(sharding.abstract(lambda state: state, cache['after 20'], alone.mesh))
-  saved.close()
-  state, _ = train(alone, state, 20, 5)
-  close(state, cache['after 25'], f'25 steps, 20 of them on {name}', 1e-5)
+  for way, directory, on, like in (
+      (f'from {name} to one device', DIRECTORY / name, alone, cache['after 20']),
+      (f'from one device to {name}', DIRECTORY / 'one', split, state)):
+    state, _ = train(on, restore(directory, like, on.mesh), 20, 5)
+    close(state, cache['after 25'], f'25 steps, 20 of them before it went {way}', 1e-5)
 
 
 @check('2x4')
