@@ -4,7 +4,7 @@
         --config.data_path=../shared/data/beauty.txt
     python -m lares_jax.compare --config=configs/compare_beauty.py:main ...      # no ablations
     python -m lares_jax.compare --config=configs/compare_beauty.py:depth ...     # does depth pay?
-    python -m lares_jax.compare --config=configs/compare_beauty.py:tune ...      # the rivals' dropout
+    python -m lares_jax.compare --config=configs/compare_beauty.py:tune ...      # dropouts, LARES's too
 
 configs/results/beauty holds what is trained: copied to the workdir, the command trains only the rest,
 or with --finished nothing. A run takes 10 to 30 minutes on one CPU core, LARES, ReaRec-PRL and the
@@ -132,10 +132,13 @@ def depth(recipe):
 
 
 def tuning(recipe):
-  """Each rival at each dropout, seed 0."""
+  """Each rival at each dropout, seed 0; and LARES, its losses weighed as published, likewise."""
   runs = {f'{name}_{rate * 100:.0f}': row(recipe, 'plain', {**BASELINES[name], **changes})
           for name in (*BACKBONES, 'duorec', 'rearec_erl', 'rearec_prl')
           for rate, changes in DROPOUT.items()}
+  runs |= {f'lares_{rate * 100:.0f}': row(recipe, '', {
+    **changes, 'model.core_dropout': rate, 'pretrain.loss.gamma': 0.5})
+    for rate, changes in DROPOUT.items()}
   return plan(runs, reference=next(iter(runs)), seeds=(0,))
 
 
