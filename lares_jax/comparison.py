@@ -161,4 +161,5 @@ def finished(experiment: Experiment) -> bool:
     return False
   settings = files.read_json(file, 'phase').get('settings', {})
   found = config_lib.typed(settings.get('evaluate', {}), EvaluationConfig, str(file))
+  found = dataclasses.replace(found, batch_rows=c.evaluate.batch_rows)  # changes no rank
   return settings.get('phases') == c.phases and found == c.evaluate

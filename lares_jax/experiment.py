@@ -21,7 +21,7 @@ from lares_jax.data.batches import TrainBatches
 from lares_jax.data.rows import blank
 from lares_jax.data.store import Store, is_prepared
 from lares_jax.errors import InputError
-from lares_jax.files import read_json, write, write_json
+from lares_jax.files import as_json, held, read_json, write
 from lares_jax.model.lares import Lares
 from lares_jax.model.rearec import ReaRec
 from lares_jax.negatives import Popularity
@@ -37,7 +37,7 @@ from lares_jax.training.state import Phase
 
 _ITEMS = 'items.arrow'  # of a data set, and of a run
 
-# Settings that may change between the starts of one run: they do not change what it computes.
+# Settings that may change between the starts of one run: no step that was taken hangs on them.
 _FREE = ('phases', 'pretrain.train.on_nan', 'posttrain.train.on_nan',
          'pretrain.train.save_every_steps', 'posttrain.train.save_every_steps', 'evaluate.depths',
          'evaluate.batch_rows', 'mesh', 'data.path', 'data.cache', 'data.prepare')
@@ -60,8 +60,8 @@ class Experiment:
     """Opens or makes the workdir.
 
     Raises:
-      InputError: the workdir holds a run of another config or data set, or the data set lacks
-        what the model reads.
+      InputError: the workdir holds a run of another config or data set, or one that trains just
+        now, or the data set lacks what the model reads.
     """
     if '://' in workdir:
       raise InputError(f'--workdir={workdir}: use a directory; a bucket has to be mounted as one')
@@ -92,7 +92,10 @@ class Experiment:
       before = config_lib.typed(theirs['config'], path=f'{file}: config')
       _check_same(mine, {**theirs, 'config': dataclasses.asdict(before)}, experiment.workdir)
     experiment.workdir.mkdir(parents=True, exist_ok=True)
-    write_json(file, mine)
+    content = as_json(mine)
+    if not file.exists() or file.read_bytes() != content:
+      with held(experiment.workdir):  # a run that is under way keeps its own
+        write(file, content)
     return experiment
 
   @classmethod
@@ -264,6 +267,7 @@ class Experiment:
     if (fusion := self.config.model.fusion).name != 'none' and text.fingerprint(
         self.store, fusion.text_width) != read_json(other.workdir / 'config.json').get('text'):
       raise InputError(f'{phase}.start={start} was trained with another text.npy')
+    other.result()  # of a run that still trains, the best may be another after a restart
     return self.best('pretrain', other.workdir)[0]
 
   def result(self) -> dict[str, Any]:

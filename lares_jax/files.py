@@ -44,8 +44,12 @@ def write(path: pathlib.Path, content: bytes) -> None:
     fresh.write_bytes(content)
 
 
+def as_json(content: Mapping[str, Any]) -> bytes:
+  return (json.dumps(content, indent=2) + '\n').encode()
+
+
 def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
-  write(path, (json.dumps(content, indent=2) + '\n').encode())
+  write(path, as_json(content))
 
 
 def write_arrays(path: pathlib.Path, arrays: Mapping[str, Any]) -> None:

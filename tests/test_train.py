@@ -13,6 +13,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from tensorboardX.proto.event_pb2 import Event
 from tiny import end, latest, make_config, make_store
 
 from lares_jax import comparison, files, run, selection
@@ -51,7 +52,7 @@ def finished(store, tmp_path_factory):
 def test_a_run_leaves_what_it_promises(finished):
   result = finished.result()
   assert set(result['test']) == {'1', '2', '4'}
-  assert result['phase'] in ('pretrain', 'posttrain') and result['depth'] in (1, 2, 4)
+  assert result['depth'] in (1, 2, 4)
   assert result['fingerprint'] == finished.store.fingerprint and result['seed'] == 0
   store = finished.store
   assert (finished.workdir / 'items.arrow').read_bytes() == pathlib.Path(
@@ -70,6 +71,16 @@ def test_a_run_leaves_what_it_promises(finished):
     assert any(key in line for line in lines if line['phase'] == 'posttrain'), key
   again = Experiment.load(str(finished.workdir))
   assert again.config == finished.config
+
+
+@pytest.mark.parametrize('better', ('pretrain', 'posttrain'))
+def test_the_phase_that_is_better_on_validation_is_tested(finished, tmp_path, monkeypatch, better):
+  shutil.copytree(finished.workdir, tmp_path / 'run')
+  best = Experiment.best
+  monkeypatch.setattr(Experiment, 'best', lambda experiment, phase: (
+    best(experiment, phase)[0], {'ndcg@10': 0.2 if phase == better else 0.1}, 3))
+  result = run.finish(Experiment.start(finished.config, str(tmp_path / 'run')))
+  assert result['phase'] == better and [*result['validation_by_phase']] == ['pretrain', 'posttrain']
 
 
 def test_a_selection_of_other_settings_is_not_taken_for_this_one(finished, tmp_path):
@@ -146,6 +157,11 @@ def test_a_phase_starts_from_the_best_of_another_run(finished, store, tmp_path, 
   strange = Experiment(moved, tmp_path)
   with pytest.raises(InputError, match=f'{phase}.start=.* was trained on another data set'):
     strange.init_params() if phase == 'pretrain' else strange.reference()
+  shutil.copytree(finished.workdir, tmp_path / 'training', ignore=shutil.ignore_patterns('result.json'))
+  part = dataclasses.replace(part, start=str(tmp_path / 'training'))
+  early = Experiment(dataclasses.replace(config, **{phase: part}), tmp_path)
+  with pytest.raises(InputError, match=r'no result\.json; the run has not finished'):
+    early.init_params() if phase == 'pretrain' else early.reference()
 
 
 def test_a_phase_does_not_start_from_a_run_of_other_text_embeddings(tmp_path):
@@ -242,6 +258,40 @@ def test_a_second_ctrl_c_stops_at_once():
     assert signals.caught == signal.SIGINT
     with pytest.raises(KeyboardInterrupt):
       os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_patience_ends_a_run_and_it_stays_ended(store, tmp_path):
+  """And the best is of its evaluation: here the third of five, of two without a better one."""
+  experiment = Experiment.start(make_config(store), str(tmp_path))
+  phase, scores, seen = experiment.pretraining(), iter((0.1, 0.05, 0.3, 0.2, 0.25)), []
+
+  def validate(params):
+    seen.append(jax.device_get(params))
+    return {'ndcg@10': next(scores), 'recall@10': 0.0}
+
+  train = dataclasses.replace(phase.train, epochs=9, patience=2)
+  phase = dataclasses.replace(phase, train=train, validate=validate)
+  for _ in range(2):  # the second time there is nothing to do
+    loop.run(phase, experiment.init_params, experiment.abstract_params, tmp_path, {}, experiment.mesh)
+    last, (best, metrics, step) = latest(tmp_path, 'pretrain'), experiment.best('pretrain')
+    assert len(seen) == 5 and int(last.state['step']) == 5 * phase.eval_every
+    assert last.progress == dict(best_step=step, best_ndcg=0.3, stale=2, skipped=0)
+    assert step == 3 * phase.eval_every and metrics['ndcg@10'] == 0.3
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(best), seen[2])
+
+
+def test_the_average_that_is_evaluated(store, tmp_path):
+  experiment = Experiment(make_config(store), tmp_path)
+  phase = experiment.pretraining()
+  phase = dataclasses.replace(phase, train=dataclasses.replace(phase.train, ema=0.15))
+  state, step_of = phase.fresh(experiment.init_params()), jax.jit(phase.update)
+  want = np.asarray(state.params['item'])
+  for step, rate in enumerate((0.1, 0.15, 0.15)):  # 1/10 at first, then no more than asked for
+    draw = phase.objective.draw(np.random.default_rng(step))
+    state, _ = step_of(state, None, phase.batches.batch(step), draw)
+    want = rate * want + (1 - rate) * np.asarray(state.params['item'])
+    np.testing.assert_allclose(state.evaluated['item'], want, rtol=1e-5)
+  assert np.abs(want - state.params['item']).max() > 1e-5
 
 
 def test_one_compilation_for_all_depths_and_steps(store, tmp_path, monkeypatch):
@@ -347,7 +397,14 @@ def test_a_damaged_file_of_a_run_is_named(finished, tmp_path, name, content, rea
     read(experiment)
 
 
-def test_a_run_that_is_under_way_is_left_alone(finished):
+def test_a_run_that_is_under_way_is_left_alone(finished, store, tmp_path):
+  Experiment.start(make_config(store), str(tmp_path))
+  before = (tmp_path / 'config.json').read_bytes()
+  with files.held(tmp_path):  # with nothing saved yet
+    Experiment.start(make_config(store), str(tmp_path))
+    with pytest.raises(InputError, match='another process trains here'):
+      Experiment.start(make_config(store, seed=1), str(tmp_path))
+  assert (tmp_path / 'config.json').read_bytes() == before
   with files.held(finished.workdir), pytest.raises(InputError, match='another process trains here'):
     run.train(finished)
   with files.held(finished.workdir):
@@ -376,6 +433,20 @@ def test_a_workdir_of_another_config_or_data_set_is_refused(store, tmp_path):
     Experiment.start(make_config(store), str(tmp_path))
 
 
+def _purged(directory):
+  """The step of each start that a directory of TensorBoard's tells."""
+  steps = []
+  for file in sorted(directory.iterdir()):
+    data = file.read_bytes()
+    while data:  # length, its checksum, the event, its checksum
+      size = int.from_bytes(data[:8], 'little')
+      event = Event.FromString(data[12:12 + size])
+      if event.HasField('session_log'):
+        steps.append(event.step)
+      data = data[16 + size:]
+  return sorted(steps)
+
+
 def test_a_restart_takes_out_the_lines_that_a_kill_undid(tmp_path):
   """Here the one at step 6; no metric may hide the counter that tells."""
   for start, steps in ((0, (2, 4, 6)), (4, (6, 8))):
@@ -386,6 +457,8 @@ def test_a_restart_takes_out_the_lines_that_a_kill_undid(tmp_path):
     log.close()
   lines = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').open()]
   assert [line['step'] for line in lines] == [2, 4, 6, 8]
+  # TensorBoard takes points out from there on. (Of two starts in one second it keeps the later file.)
+  assert _purged(tmp_path / 'tensorboard' / 'pretrain')[-1] == 5
   log = Log(tmp_path, 'pretrain', 8, 10, True)
   with pytest.raises(AssertionError):
     log.write(9, 'validation', {'step': 3})

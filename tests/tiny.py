@@ -43,7 +43,7 @@ def make_config(path, **changes) -> Config:
     data=SourceConfig(path=str(path), row_length=16, max_history=8),
     model=MODEL, depth=DepthConfig(mean=2), catalogue=CatalogueConfig(tile=16, block=16),
     evaluate=EvaluationConfig(batch_rows=4, depths=(1, 2, 4)))
-  train = TrainConfig(epochs=3, batch_rows=4, pairs=6, log_every_steps=2)
+  train = TrainConfig(epochs=3, batch_rows=4, pairs=6, log_every_steps=2, ema=0.9)
   config = dataclasses.replace(
     config, pretrain=dataclasses.replace(config.pretrain, train=train),
     posttrain=dataclasses.replace(config.posttrain, train=dataclasses.replace(train, epochs=2)))

@@ -18,8 +18,8 @@ from lares_jax import files, processes
 class Log:
   """Metrics of one run, from `step` on.
 
-  Lines from before a restart are taken out at opening: later than `step`, or, where nothing was
-  saved, all of the phase, its first validation too.
+  Lines and points from before a restart are taken out at opening: later than `step`, or, where
+  nothing was saved, all of the phase, its first validation too.
   """
 
   def __init__(self, workdir: pathlib.Path, phase: str, step: int, steps: int, saved: bool):
@@ -30,7 +30,7 @@ class Log:
       _forget(path, phase, step if saved else -1)
     self._file = open(path, 'a', encoding='utf-8')
     self._board = tensorboardX.SummaryWriter(
-      str(workdir / 'tensorboard' / phase), purge_step=step, write_to_disk=speaks)
+      str(workdir / 'tensorboard' / phase), purge_step=step + saved, write_to_disk=speaks)
     self._bar = tqdm.tqdm(total=steps, initial=step, desc=phase, unit='step', mininterval=0.5,
                           disable=None if speaks else True)
     self.restart()
