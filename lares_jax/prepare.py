@@ -9,6 +9,7 @@ The order of work: faulty rows, minimum rating, time order, duplicates, k-core, 
 maximum history. The same input and options give the same bytes.
 """
 
+import contextlib
 import dataclasses
 import fcntl
 import hashlib
@@ -166,9 +167,12 @@ def _cached(path: str, options: PrepareOptions, cache_dir: str | os.PathLike[str
     with open(source.path, 'rb') as file:
       digest.update(hashlib.file_digest(file, 'sha256').digest())
   output = os.path.join(cache_dir, digest.hexdigest()[:16])
+  if os.path.isdir(output):  # whole: it was renamed
+    return Store.open(output)
   os.makedirs(cache_dir, exist_ok=True)
   with open(f'{output}.lock', 'w') as lock:
-    fcntl.flock(lock, fcntl.LOCK_EX)  # of several processes, one prepares and the others wait
+    with contextlib.suppress(OSError):  # a file system without locks
+      fcntl.flock(lock, fcntl.LOCK_EX)  # of several processes, one prepares and the others wait
     if os.path.isdir(output):
       return Store.open(output)
     made = prepare(path, output, options)

@@ -11,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import make_config, make_store
 
+from lares_jax.data import batches as module
 from lares_jax.data.batches import DataConfig, TrainBatches, Windows, eval_batches
-from lares_jax.data.rows import pack
+from lares_jax.data.pairs import Partners
+from lares_jax.data.rows import Segments, pack
 from lares_jax.errors import InputError
 from lares_jax.experiment import Experiment
 
@@ -108,6 +110,26 @@ def test_pairs_are_of_histories_with_the_same_target_and_others_where_there_are_
   assert shared > 50 and others > 0.9 * shared, 'partners must be drawn from the other occurrences'
 
 
+def test_anchors_and_partners_are_drawn_uniformly(store):
+  """An anchor from the scored tokens of its segment, a partner from the other places of its target."""
+  generator, end_M = np.random.default_rng(0), store.targets('train')[1]
+  item_M = store.items_N[end_M]
+  end = int(end_M[item_M == np.bincount(item_M).argmax()][1])
+  others = [e for e in end_M[item_M == store.items_N[end]] if e != end]
+  draws = 500 * len(others)
+  start_P, length_P = Partners(store, 8).draw(np.full(draws, end), generator)
+  drawn, count = np.unique(start_P + length_P, return_counts=True)
+  np.testing.assert_array_equal(drawn, others)
+  assert (abs(count - 500) < 5 * np.sqrt(500)).all()
+
+  batches = TrainBatches(store, PACKED, batch_rows=4, pairs=64, seed=0)
+  segments = Segments(np.zeros(64, int), np.full(64, 5), np.arange(64), np.zeros(64, int))
+  anchors = [batches._pair_up(segments, np.full(64, 2), generator)[0].anchor_P for _ in range(200)]
+  place, count = np.unique(np.concatenate(anchors) % 16, return_counts=True)
+  np.testing.assert_array_equal(place, [2, 3, 4])  # two of the five are context
+  assert count.sum() > 1000 and (abs(count - count.mean()) < 5 * np.sqrt(count.mean())).all()
+
+
 @pytest.mark.parametrize('loss, partners, copies', (
   ({}, True, False), ({'alpha': 0.0}, False, False), ({'views': 'separate'}, True, True),
   ({'alpha': 0.0, 'gamma_view': 'dropout'}, False, True),
@@ -130,10 +152,6 @@ def test_kept_prompts_alone_are_scored(store):
   assert scored == kept.sum()
 
 
-def _same(a, b):
-  jax.tree.map(np.testing.assert_array_equal, a, b)
-
-
 def test_a_batch_is_a_function_of_seed_and_step_whatever_the_workers(store):
   make = lambda seed: TrainBatches(store, PACKED, batch_rows=4, pairs=4, seed=seed)
   steps = range(3, 3 + 2 * make(0).steps_per_epoch)
@@ -149,9 +167,10 @@ def test_a_batch_is_a_function_of_seed_and_step_whatever_the_workers(store):
 
 
 @pytest.mark.parametrize('config', (PACKED, PREFIX), ids=('packed', 'prefix'))
-def test_evaluation_batches_hold_every_history_once(store, config):
+def test_evaluation_batches_hold_every_history_once(store, config, monkeypatch):
   user, index = store.targets('test')
-  seen = []
+  seen, longest = [], []
+  monkeypatch.setattr(module, '_WIDTHS', np.array([4, 16]))
   for b in eval_batches(store, user, index, config, 4, hide=True):
     for row, a in zip(*np.nonzero(b.scored_BxA)):
       m, at = b.index_BxA[row, a], b.place_BxA[row, a]
@@ -163,6 +182,10 @@ def test_evaluation_batches_hold_every_history_once(store, config):
       hidden = b.hidden_BxAxH[row, a]
       assert sorted(hidden[hidden >= 0]) == sorted(history)
       seen.append(m)
+    m = b.index_BxA[b.scored_BxA]
+    longest.append((index - store.offsets[user])[m].max())
+    assert b.hidden_BxAxH.shape[-1] <= {0: 4, 1: 16, 2: 30}[np.searchsorted([4, 16], longest[-1])]
+  assert min(longest) <= 4 and max(longest) > 16, 'short ones apart from long ones'
   assert sorted(seen) == list(range(len(user)))
 
 

@@ -200,6 +200,8 @@ def test_a_faulty_row_is_told_or_skipped(tmp_path, text, said):
     ('log.csv', 'who,thing,when\n', "row 1: no column 'what' among 'who, thing, when'"),
     ('log.csv', '\n\nwho,thing,when\n', "row 3: no column 'what' among 'who, thing, when'"),
     ('log.csv', 'who,what,when\nu,"a"b,1\n', 'row 2: quotes that do not pair up'),
+    ('log.csv', 'who,what,when\nu,a"b,1\nu,c,2\n', 'row 2: quotes that do not pair up'),
+    ('log.csv', 'who,what,when,what\nu,a,1,b\n', "row 1: two columns 'what'; rename one"),
     ('log.csv', 'who,what,when\ru,a,1\r', r'row 1: no header; lines must end in'),
     ('log.tsv', 'who\twhat\twhen\nu\ta\t1\n'.encode('utf-16'), 'row 1: no column'),
     ('log.tsv', 'who,what,when\nu,a,1\n', 'is its delimiter the right one'),
@@ -287,6 +289,9 @@ def test_minimum_rating_and_tie_break(tmp_path):
                    tmp_path / f'{name}.parquet')
   rows, _ = load(str(tmp_path / '*.parquet'), names)
   assert [row[1] for row in rows] == ['a', 'b', 'a2', 'b2'], 'by rank as a number'
+  path = write(tmp_path / 'log.csv', header + ''.join(
+    f'u,{item},1,5,{2**62 + rank}\n' for item, rank in (('c', 2), ('b', 1), ('a', 0))))
+  assert [row[1] for row in load(path, names)[0]] == ['a', 'b', 'c'], 'a float tells them not apart'
 
 
 # A log that comes split, three ways: plain rows, rows with histories, RecBole's lists.
@@ -357,6 +362,20 @@ def test_fractions_of_a_second_order_rows_with_histories(tmp_path):
                'user_id:token\titem_id_list:token_seq\titem_id:token\ttimestamp:float\n'
                'u\ta b\tc\t1.80\nu\ta\tb\t1.75\n')
   assert [row[:2] for row in load(path)[0]] == [('u', item) for item in 'abc']
+
+
+def test_a_tie_break_orders_rows_with_histories(tmp_path):
+  path = write(tmp_path / 'x.inter',
+               'user_id:token\titem_id_list:token_seq\titem_id:token\ttimestamp:float\trank:float\n'
+               'u\ta b\tc\t1\t10\nu\ta\tb\t1\t9\n')
+  assert [row[1] for row in load(path, {'tie_break': 'rank'})[0]] == ['a', 'b', 'c']
+
+
+def test_histories_cannot_be_split_by_time(tmp_path):
+  path = write(tmp_path / 'x.inter',
+               'user_id:token\titem_id_list:token_seq\titem_id:token\ttimestamp:float\nu\ta b\tc\t5\n')
+  with pytest.raises(InputError, match=r'x\.inter: .* no times of its own.* --split=global_time'):
+    load(path, keep_parts=False)
 
 
 def test_histories_cannot_be_rated(tmp_path):

@@ -76,6 +76,7 @@ def test_what_does_not_fit_is_said(store, tmp_path, monkeypatch):
   with pytest.raises(InputError, match=r'text_width=3'):
     text.load(store, 768, 30)
   path = os.path.join(store.directory, 'text.npy')
+  monkeypatch.setattr(text, '_TEXTS', 3)  # rows are checked by shares
   np.save(path, np.zeros((29, 3), np.float32))
   with pytest.raises(InputError, match='30 items'):
     text.load(store, 3, 30)
@@ -84,11 +85,14 @@ def test_what_does_not_fit_is_said(store, tmp_path, monkeypatch):
   np.save(path, broken)
   with pytest.raises(InputError, match='row 4'):
     text.load(store, 3, 30)
+  np.save(path, np.full((30, 3), 'a'))
+  with pytest.raises(InputError, match='<U1 where numbers are needed'):
+    text.load(store, 3, 30)
   other = tmp_path / 'meta.csv'
   other.write_text('asin,name\nx,y\n')
   with pytest.raises(InputError, match='no title for any item'):
     text.titles(store, str(other), 'asin', 'name')
-  with pytest.raises(InputError, match='title'):
+  with pytest.raises(InputError, match='--title=NAME'):
     text.titles(store, str(other), 'asin', 'title')
   numbers = tmp_path / 'meta.parquet'
   pl.DataFrame({'asin': ['i0'], 'name': [1.5]}).write_parquet(numbers)

@@ -13,6 +13,7 @@ from lares_jax.data.rows import Array, Plan, Rows, Segments, fill, pack, ranges
 from lares_jax.data.store import Store
 from lares_jax.errors import InputError
 
+_WIDTHS = 1024 * 4 ** np.arange(10)  # histories of up to so many items share batches without them
 _TIMELESS = 0.1  # share of the training rows without times, so that a history without is nothing new
 
 
@@ -242,8 +243,20 @@ def eval_batches(store: Store, user_M: np.ndarray, index_M: np.ndarray, config: 
   """Batches for targets of a data set (see `Store.targets`), all of one shape.
 
   Each target has a history of one item or more, of which the last `max_history` are read. With
-  `hide` the items of the whole history are left out of the ranking.
+  `hide` the items of the whole history are left out of the ranking; then long histories have batches,
+  and shapes, of their own, so that one of them does not make all batches wide.
   """
+  kind_M = np.searchsorted(_WIDTHS, index_M - store.offsets[user_M]) if hide else np.zeros(len(user_M))
+  for kind in np.unique(kind_M):
+    m = np.flatnonzero(kind_M == kind)
+    for batch in _batches_alike(store, user_M[m], index_M[m], config, batch_rows, hide):
+      index = np.where(batch.scored_BxA, m[batch.index_BxA], -1).astype(np.int32)
+      yield batch._replace(index_BxA=index)
+
+
+def _batches_alike(store: Store, user_M, index_M, config: DataConfig, batch_rows: int,
+                   hide: bool) -> Iterator[EvalBatch]:
+  """`eval_batches` of histories that may share a batch."""
   first_M = store.offsets[user_M]
   whole_M = index_M - first_M
   length_M = np.minimum(whole_M, config.max_history)

@@ -1,7 +1,8 @@
 """Readers: interaction logs as people have them, each file into one lazy table.
 
 Text is read as text and every row keeps its number, so that a fault can be told by file and row.
-Rows are counted as an editor counts lines; a header is the first that is not blank.
+Rows are counted as an editor counts lines, but that a line end within quotes does not count; a header
+is the first that is not blank.
 """
 
 import contextlib
@@ -64,7 +65,7 @@ def sources(inputs: str, format_name: str = 'auto') -> list[Source]:
       name = os.path.basename(path) if chosen in ('recbole', 'amazon2023') else ''
       part = re.search(rf'(?:^|[._-])({"|".join(PARTS)})[._-]', name)
       found.append(Source(path, chosen, first_line, first_row, part and part[1]))
-  names = [_unpacked(source.path) for source in found]
+  names = [_unpacked(os.path.realpath(source.path)) for source in found]
   for name in (name for n, name in enumerate(names) if name in names[:n]):
     raise InputError(f'{inputs}: {name} would be read twice, compressed or not; name it once')
   formats = {source.format for source in found}
@@ -145,12 +146,12 @@ def reading(path: str) -> Iterator[None]:
     said = str(error).split('\n')[0]
     if said in ('unexpected end of file', 'incomplete frame'):
       said = 'the compressed data ends early; fetch the file again'
-    elif said.startswith('could not parse `"'):
+    elif said.startswith(('could not parse `"', 'CSV malformed')):
       line = pl.col('line')
       odd = line.str.count_matches('"', literal=True) % 2 == 1
       inside = line.str.contains(r'(^|[,;|\t])"[^"]*"[^",;|\t]')
       row = _lines(path).filter(odd | inside).select(pl.col('row').min()).collect().item()
-      said = f'row {row}: quotes that do not pair up'
+      said = f'row {row}: quotes that do not pair up; write one in a text as "", within quotes'
     raise InputError(f'{path}: {said}') from None
 
 
@@ -219,10 +220,10 @@ def _columns(source: Source, wanted: list[str]) -> _Columns:
     names = ('userId', 'movieId', 'rating', 'timestamp')
     column = {name: cells.list.get(k, null_on_oob=True) for k, name in enumerate(names)}
     return _lines(source.path), column, {'extra': cells.list.len() > len(names)}
-  return _delimited(source)
+  return _delimited(source, wanted)
 
 
-def _delimited(source: Source) -> _Columns:
+def _delimited(source: Source, wanted: list[str]) -> _Columns:
   tabbed = source.format in ('recbole', 'tsv')
   separator = '\t' if tabbed else max(',;|\t', key=source.first_line.count)
   header = source.first_line.split(separator)
@@ -234,6 +235,9 @@ def _delimited(source: Source) -> _Columns:
         f'{source.path}: row {source.first_row}: no header; lines must end in \\n or \\r\\n') from None
   if source.format == 'recbole':  # name:type
     header = [name.split(':')[0] for name in header]
+  for name in wanted:
+    if header.count(name) > 1:
+      raise InputError(f'{source.path}: row {source.first_row}: two columns {name!r}; rename one')
   table = _fields(source.path, len(header), separator, None if tabbed else '"', source.first_row)
   column = {name: pl.col(str(k)) for k, name in enumerate(header)}
   return table, column, {'extra': pl.col(str(len(header))) != ''}

@@ -17,7 +17,7 @@ _SORTED_AT_ONCE = 1 << 24  # rows
 
 @dataclasses.dataclass(frozen=True)
 class Log:
-  """Interactions by user, then time; equal times by the tie-break, then file order.
+  """Interactions by user, part and time; equal times by the tie-break, then file order.
 
   Attributes:
     rows: user and item (uint32, numbers into the ids), where known time (int64, of which `time_scale`
@@ -73,8 +73,13 @@ def read(
     raise InputError(f'{sources[0].path}: no interactions (left out: {left_out.total():,} rows); is it '
                      'the right file?')
   rows, time_scale = _whole_times(rows)
+  rows = _numeric_ties(rows)
   if histories:
-    rows = number(_unroll(rows, strict=not skip_bad_rows))
+    unrolled = _unroll(rows, strict=not skip_bad_rows)
+    if not keep_parts and len(unrolled) > len(rows):
+      raise InputError(f'{sources[0].path}: what its histories hold has no times of its own, so it '
+                       'cannot be split by time; leave out --split=global_time')
+    rows = number(unrolled)
   if not keep_parts or sources[0].part is None:
     rows = rows.drop('part', strict=False)
   user, user_ids = _numbered(rows['user'])
@@ -121,7 +126,7 @@ def _unroll(log: pl.DataFrame, strict: bool) -> pl.DataFrame:
   """
   if 'part' not in log.columns:
     log = log.with_columns(part=pl.lit(0, pl.UInt8))
-  keys = ['user', 'part', 'time'] if 'time' in log.columns else ['user', 'part']
+  keys = [key for key in ('user', 'part', 'time', 'tie_break') if key in log.columns]
   log = log.sort(keys, maintain_order=True)
   follows = (pl.col('user') == pl.col('user').shift()).fill_null(False)
   earlier = pl.col('history').str.split(' ')
@@ -191,6 +196,16 @@ def _whole_times(rows: pl.DataFrame) -> tuple[pl.DataFrame, int]:
   return rows.with_columns(pl.col('time') * 10**6 + micros), 10**6
 
 
+def _numeric_ties(rows: pl.DataFrame) -> pl.DataFrame:
+  """The tie-break as numbers, where all that is read as text are numbers."""
+  if 'tie_break' in rows.columns and rows['tie_break'].dtype == pl.String:
+    for kind in (pl.Int64, pl.Float64):  # in this order: a float tells long whole numbers not apart
+      number = rows['tie_break'].cast(kind, strict=False)
+      if not number.null_count():
+        return rows.with_columns(number)
+  return rows
+
+
 def _numbered(raw: pl.Series) -> tuple[pl.Series, pl.Series]:
   """Numbers of a categorical column, in the order of its ids, and these ids."""
   seen = raw.unique(maintain_order=True)  # else it varies from run to run how the ids lie in memory
@@ -207,9 +222,6 @@ def _in_order(rows: pl.DataFrame) -> pl.DataFrame:
 
   One stable sort a key, some users at a time: this needs the least memory.
   """
-  if 'tie_break' in rows.columns and rows['tie_break'].dtype == pl.String:
-    number = rows['tie_break'].cast(pl.Float64, strict=False)
-    rows = rows if number.null_count() else rows.with_columns(number)
   keys = [key for key in ('tie_break', 'time', 'part', 'user') if key in rows.columns]
   shares = len(rows) // _SORTED_AT_ONCE + 1
   edges = np.linspace(0, 1 + int(rows['user'].to_numpy().max()), shares + 1).astype(int)

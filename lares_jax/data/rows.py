@@ -93,7 +93,8 @@ def ranges(length_S: np.ndarray, first_S=0) -> np.ndarray:
 def units_per_tick(times_N: np.ndarray, offsets: np.ndarray) -> int:
   """How coarse ticks must be for the longest history's span to fit int32: 1 for seconds.
 
-  Times rise within a user u, who owns [offsets[u], offsets[u + 1]).
+  Times rise within a user u, who owns [offsets[u], offsets[u + 1]), but for logs that come split, whose
+  parts may overlap in time.
   """
   first_U, end_U = offsets[:-1], offsets[1:]
   some = end_U > first_U

@@ -1,6 +1,6 @@
 """A prepared data set on disk: every user's interactions in time order, memory-mapped.
 
-    items.npy        int32 [N]    item of each interaction, by user, then time
+    items.npy        int32 [N]    item of each interaction, by user, part and time
     times.npy        int64 [N]    its time, meta['time_scale'] to a unit of the log's, if it has times
     offsets.npy      int64 [U+1]  user u owns interactions offsets[u] .. offsets[u+1]
     valid_start.npy  int64 [U]    absolute index of the user's first validation interaction
@@ -176,7 +176,8 @@ def is_prepared(directory: str | os.PathLike[str]) -> bool:
 
 
 def id_order(ids: pl.Series) -> np.ndarray:
-  """The positions of `ids` in order: by value where all are integers, by code point otherwise."""
+  """The positions of `ids` in order: by value where all are integers of 64 bits, else
+  by code point."""
   value = ids.cast(pl.Int64, strict=False)
   if value.null_count():
     return ids.arg_sort().to_numpy()

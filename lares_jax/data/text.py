@@ -25,7 +25,8 @@ from lares_jax.errors import InputError, front_door
 Encode = Callable[[Sequence[str]], np.ndarray]  # N texts to [N, W]
 
 _FILE = 'text.npy'
-_TEXTS = 1024  # encoded at a time
+_TEXTS = 1024  # encoded, or checked, at a time
+_WORDS = 1 << 17  # remembered
 
 
 def titles(store: Store, inputs: str, item: str, title: str) -> list[str]:
@@ -74,8 +75,9 @@ def write(store: Store, title_V: Sequence[str], encode: Encode) -> str:
 
 def load(store: Store, width: int, rows: int) -> np.ndarray:
   """The table of `opened` with `rows` >= V rows, those beyond the items zero [rows, W]."""
-  table_VxW = opened(store, width)
-  return np.pad(table_VxW.astype(np.float32), [(0, rows - len(table_VxW)), (0, 0)])
+  table_RxW = np.zeros((rows, width), np.float32)
+  table_RxW[:store.num_items] = opened(store, width)
+  return table_RxW
 
 
 def fingerprint(store: Store, width: int) -> str:
@@ -97,22 +99,25 @@ def opened(store: Store, width: int) -> np.ndarray:
     table_VxW = np.load(path, mmap_mode='r')
   except (OSError, ValueError, EOFError):
     raise InputError(f'{path}: not a readable array; make it again') from None
+  if table_VxW.dtype.kind not in 'fiu':
+    raise InputError(f'{path}: {table_VxW.dtype} where numbers are needed; make it again')
   if table_VxW.ndim != 2 or len(table_VxW) != store.num_items:
     raise InputError(f'{path}: shape {table_VxW.shape} where {store.num_items} items need one row '
                      'each; make it again')
   if table_VxW.shape[1] != width:
     raise InputError(f'{path}: embeddings of {table_VxW.shape[1]} dimensions; set '
                      f'model.fusion.text_width={table_VxW.shape[1]}')
-  bad_V = ~np.isfinite(table_VxW).all(axis=1)
-  if bad_V.any():
-    raise InputError(f'{path}: row {int(bad_V.argmax())} is not finite; make it again')
+  for start in range(0, len(table_VxW), _TEXTS):
+    bad_N = ~np.isfinite(table_VxW[start : start + _TEXTS]).all(axis=1)
+    if bad_N.any():
+      raise InputError(f'{path}: row {start + int(bad_N.argmax())} is not finite; make it again')
   return table_VxW
 
 
 def word_encoder(width: int = 128) -> Encode:
   """No model at all: the sum of a text's words, each a random direction of its own, at length one."""
 
-  @functools.cache
+  @functools.lru_cache(_WORDS)
   def direction(word: str) -> np.ndarray:
     return np.random.default_rng(zlib.crc32(word.encode())).normal(size=width)
 
