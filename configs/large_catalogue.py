@@ -46,4 +46,6 @@ def write_log(path: str, items: int = 10_000_000, users: int = 500) -> None:
 
 
 if __name__ == '__main__':
+  if not (sys.argv[1:2] and all(map(str.isdigit, sys.argv[2:]))):
+    sys.exit('error: python -m configs.large_catalogue FILE.parquet [items]')
   write_log(sys.argv[1], *map(int, sys.argv[2:3]))

@@ -121,7 +121,8 @@ def _training(unit: str, experiment: Experiment, phase: Phase, draw) -> Variant:
     raise InputError(f'--depth={_DEPTH.value}: a step of training goes from 1 to {depth.cap}; raise '
                      'depth.mean for more')
   put = lambda step: sharding.put_batch(phase.batches.batch(step), experiment.mesh)
-  step = timing.Training(phase, experiment.init_params(), map(put, itertools.count()), draw)
+  state = [phase.fresh(experiment.init_params())]
+  step = timing.Training(phase, state, map(put, itertools.count()), draw)
   once = lambda: int(jax.device_get(step()['targets']))
   return Variant(unit, once, step.sizes)
 

@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import os
 import re
+import socket
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -54,6 +55,7 @@ def joined() -> Iterator[None]:
 
 
 def _end(why: str) -> None:
+  sys.stdout.flush()
   print(f'error: {why}', file=sys.stderr, flush=True)
   os._exit(1)  # the orderly way out would wait for the others, of which one may be gone
 
@@ -68,6 +70,8 @@ def _join(wanted: str) -> None:
   # It would swallow a SIGTERM that comes outside training, when the process should just end.
   jax.config.update('jax_enable_preemption_service', False)
   flags.FLAGS['experimental_orbax_use_distributed_barrier'].value = True
+  if by_hand and not int(by_hand[1]):
+    _check_free(wanted, int(by_hand[3].rsplit(':', 1)[1]))
   try:
     where: dict[str, Any] = {}
     print(f'{VARIABLE}={wanted}: waits up to {_JOINING // 60} minutes for the others', file=sys.stderr)
@@ -77,10 +81,20 @@ def _join(wanted: str) -> None:
     jax.distributed.initialize(
       **where, initialization_timeout=_JOINING, heartbeat_timeout_seconds=_HEARTBEAT,
       shutdown_timeout_seconds=_HEARTBEAT)
-  except ValueError as error:
-    raise InputError(f'{VARIABLE}={wanted}: {error} Is this started by the launcher?') from None
+  except (ValueError, jax.errors.JaxRuntimeError) as error:
+    said = str(error).strip().partition('\n')[0]
+    raise InputError(f'{VARIABLE}={wanted}: {said} Is this started by the launcher?') from None
   if not first():
     sys.stdout = open(os.devnull, 'w', encoding='utf-8')  # until the process ends
+
+
+def _check_free(wanted: str, port: int) -> None:
+  """jax would crash where it cannot listen."""
+  try:
+    socket.create_server(('', port)).close()
+  except (OSError, OverflowError) as error:
+    raise InputError(f'{VARIABLE}={wanted}: port {port}: {error}; choose another, or end what holds '
+                     'it') from None
 
 
 def first() -> bool:

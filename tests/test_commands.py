@@ -1,10 +1,12 @@
 """The commands as a person types them: one clear line for what is wrong, and exit code 1."""
 
+import json
 import pathlib
 import subprocess
 import sys
 
 import pytest
+from tiny import make_store
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 MAIN = ['lares_jax.main', '--config=configs/beauty.py']
@@ -57,3 +59,14 @@ def test_a_faulty_log_is_named_with_its_row(tmp_path, content, said):
             f'--config.data.cache={tmp_path / "cache"}')
   assert out.returncode == 1 and out.stderr.count('\n') == 1, out.stderr[-800:]
   assert 'log.txt' in out.stderr and said in out.stderr
+
+
+def test_the_benchmark_takes_steps_of_both_phases(tmp_path):
+  what = 'prefix,posttrain,recommend'  # prefix is packed, changed
+  out = run('lares_jax.benchmark', '--config=tests/tiny_config.py', f'--what={what}', '--depth=2',
+            f'--config.data.path={make_store(tmp_path / "data").directory}', '--rounds=1', '--json')
+  assert out.returncode == 0, out.stderr[-800:]
+  figures = json.loads(out.stdout.splitlines()[-1])['variants']
+  assert ','.join(f['what'] for f in figures) == what
+  assert [f['unit'] for f in figures] == ['targets', 'prompts', 'histories']
+  assert all(f['units/s'] > 0 for f in figures) and all(f['HLO lines'] > 100 for f in figures[:2])

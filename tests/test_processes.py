@@ -215,6 +215,17 @@ def test_processes_ask_each_other_now_and_then(monkeypatch, step, now, heard):
   assert processes.agreed(None, step, now) == heard
 
 
+def test_a_port_that_is_taken_is_told(data, tmp_path):
+  with socket.socket() as taken:
+    taken.bind(('localhost', 0))
+    taken.listen()
+    where = f'0/2@localhost:{taken.getsockname()[1]}'
+    process = _start('train.sh', _arguments(data, tmp_path / 'run'), LARES_PROCESSES=where)
+    _, err = process.communicate(timeout=150)
+  assert process.returncode == 1 and f'error: LARES_PROCESSES={where}: ' in err, err[-3000:]
+  assert 'Traceback' not in err
+
+
 def test_a_wrong_variable_is_named(monkeypatch):
   monkeypatch.setenv('LARES_PROCESSES', 'two')
   with pytest.raises(InputError, match='LARES_PROCESSES=two'), processes.joined():

@@ -112,7 +112,7 @@ def test_flops_of_training_are_those_of_xla_at_one_step_and_each_more_costs_as_m
   experiment = dataclasses.replace(run.experiment, config=config)
   every = experiment.pretraining()
   phase, draw = cost._at(every, 1, True)
-  step = timing.Training(phase, experiment.init_params(), [phase.batches.batch(0)], draw)
+  step = timing.Training(phase, [phase.fresh(experiment.init_params())], [phase.batches.batch(0)], draw)
   by_xla = step._program.cost_analysis()['flops']
   counted = {remat: [cost.training_flops(experiment, every, depth, remat) for depth in (1, 2, 4)]
              for remat in (True, False)}

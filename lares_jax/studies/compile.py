@@ -40,8 +40,9 @@ from lares_jax.training.state import Phase
 _CONFIG = config_flags.DEFINE_config_file('config', help_string='A file of configs/.')
 flags.mark_flag_as_required('config')
 _TOPOLOGY = flags.DEFINE_string('topology', 'v5e:4x4', 'Such as v5e:4x4, v5p:2x2x4, h200:8.')
-_SLICES = flags.DEFINE_integer('num_slices', 1, 'TPU slices, or GPU machines.')
-_ITEMS = flags.DEFINE_integer('items', 0, 'Size of the catalogue; 0: that of the data set.')
+_SLICES = flags.DEFINE_integer('num_slices', 1, 'TPU slices, or GPU machines.', lower_bound=1)
+_ITEMS = flags.DEFINE_integer(
+  'items', 0, 'Size of the catalogue; 0: that of the data set.', lower_bound=0)
 
 GIB = 2**30
 CLOCK = {'v4': 1.05e9, 'v5e': 1.5e9, 'v5p': 1.75e9, 'v6e': 1.75e9}  # Hz, from the published peaks

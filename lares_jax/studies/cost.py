@@ -108,6 +108,7 @@ def programs(experiment: Experiment, phase: Phase, params, depths: Sequence[int]
   longest = np.argsort(-_lengths(experiment), kind='stable')[:1]
   inputs = {'one': batch(experiment, longest, 1), 'full': batch(experiment, full_batch(experiment))}
   train_batch = sharding.put_batch(phase.batches.batch(0), experiment.mesh)
+  state = [phase.fresh(jax.tree.map(jnp.copy, params))]  # its steps go on from one another's
   lines: list[dict[str, Any]] = []
   inference: dict[tuple[int, str], Callable[[], Any]] = {}
   training: dict[tuple[int, str], Callable[[], Any]] = {}
@@ -119,7 +120,7 @@ def programs(experiment: Experiment, phase: Phase, params, depths: Sequence[int]
     lines.append({'program': 'inference', 'depth': depth, **line})
     for name, remat in (('train, remat', True), ('train, no remat', False)):
       own, draw = _at(phase, depth, remat)
-      step = timing.Training(own, jax.tree.map(jnp.copy, params), itertools.repeat(train_batch), draw)
+      step = timing.Training(own, state, itertools.repeat(train_batch), draw)
       training[len(lines), 'full'] = step
       lines.append({'program': name, 'depth': depth, **step.sizes,
                     'gflops_a_step': training_flops(experiment, phase, depth, remat) / 1e9})

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import tqdm
 
-from lares_jax.training.state import Phase
+from lares_jax.training.state import Phase, TrainState
 
 MIB = 2**20
 
@@ -38,14 +38,19 @@ def compiled(function, *args, **options) -> tuple[Any, dict[str, float]]:
 
 
 class Training:
-  """Real steps of a phase, one compiled program for all; a call takes one and returns its metrics."""
+  """Real steps of a phase, one compiled program for all; a call takes one and returns its metrics.
 
-  def __init__(self, phase: Phase, params, batches: Iterable, draw):
+  The state is the one element of a list, which several may share: there is room for one alone where
+  the catalogue is large.
+  """
+
+  def __init__(self, phase: Phase, state: list[TrainState], batches: Iterable, draw):
     self._batches, self._reference, self._draw = iter(batches), phase.reference, draw
-    self._state = phase.fresh(params)
+    self._state = state
     self._program, self.sizes = compiled(
-      phase.update, self._state, self._reference, next(self._batches), draw, donate_argnums=0)
+      phase.update, state[0], self._reference, next(self._batches), draw, donate_argnums=0)
 
   def __call__(self) -> dict[str, jax.Array]:
-    self._state, metrics = self._program(self._state, self._reference, next(self._batches), self._draw)
+    self._state[0], metrics = self._program(
+      self._state[0], self._reference, next(self._batches), self._draw)
     return metrics
