@@ -58,7 +58,8 @@ class Catalogue:
     Args:
       query_MxD: user vectors.
       target_M: items.
-      real_M: False where a query is filling; its results are to be ignored, its gradients are 0.
+      real_M: False where a query is filling; its results are to be ignored, and with a key its
+        gradients, too, which are 0 without.
       table_RxD: item embeddings.
       key: of the sample of negatives; without one the softmax is exact.
     """

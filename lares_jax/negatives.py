@@ -3,7 +3,9 @@
 A sample shared by all queries of a step: some of the batch's own targets, some items uniformly, and
 some by popularity. Item v is expected E(v) times in it, and its score is lowered by log E(v), which
 makes the sum over the sample an unbiased estimate of the sum over the catalogue (importance
-sampling from a mixture; the target itself is always there and is not lowered).
+sampling from a mixture; the target itself is always there and is not lowered). E takes the batch's
+targets to be drawn by popularity. That is nearly so: a user's first item is counted and never a
+target, nor are, in phase two, the items of prompts that are left out.
 
 Popularity is a histogram over item numbers, which fall by popularity: within a bin all items are
 alike, so that it fits into a few numbers whatever the catalogue, and drawing from it is exact.
@@ -39,7 +41,7 @@ class SampleConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Popularity:
-  """Share of the training targets that each bin of items has."""
+  """Share of the training interactions that each bin of items has."""
 
   edge: tuple[int, ...]  # first item of each bin, and V
   share: tuple[float, ...]
@@ -68,8 +70,8 @@ class Popularity:
 def draw(config: SampleConfig, popularity: Popularity, target_M, real_M, key):
   """Negatives [N] and the log of how often each is expected among them [N].
 
-  A function of the key and of the whole batch's targets: the same on every host. Where the batch
-  has fewer real targets than `in_batch` asks for, some stand for several.
+  A function of the key and of the whole batch's targets: the same on every host. All are drawn with
+  replacement.
   """
   keys = jax.random.split(key, 3)
   items = popularity.edge[-1]

@@ -76,17 +76,19 @@ def test_pretraining_terms_and_gradients(name):
     pretrain.PretrainConfig(similarity=scoring.config.similarity, tau=scoring.config.tau,
                             views='separate'))
   z = golden['input/initial_state_SxBxLxD']
-  draw = pretrain.Draw(np.int32(4), np.int32(1))
+  @jax.jit
+  def outcome(draw):
+    return jax.value_and_grad(lambda params: objective.loss(
+      params, _paired(golden), draw, z[:3].reshape(18, 8, 16), [jax.random.key(0)] * 2),
+      has_aux=True)(tree(golden, 'param/'))
 
-  def loss(params):
-    return objective.loss(params, _paired(golden), draw, z[:3].reshape(18, 8, 16),
-                          [jax.random.key(0)] * 2)
-
-  (total, terms), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(tree(golden, 'param/'))
+  (total, terms), grads = outcome(pretrain.Draw(np.int32(4), np.int32(1)))
   for ours, theirs in (('cross_entropy', 'recommendation'), ('trajectory',) * 2,
                        ('step_alignment', 'step')):
     np.testing.assert_allclose(terms[ours], golden[f'spt/{theirs}'], rtol=1e-5, err_msg=ours)
   np.testing.assert_allclose(total, golden['spt/loss'], rtol=1e-5)
+  (_, alone), _ = outcome(pretrain.Draw(np.int32(1), np.int32(0)))
+  assert alone['step_alignment'] == 0, 'one step has no other to agree with'
   if name == 'tedrec_add_cos':  # the text is given, and the gate's noise is off
     for unused in (grads.pop('text'), grads['fusion'].pop('w_noise')):
       np.testing.assert_array_equal(unused, 0)

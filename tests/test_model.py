@@ -15,6 +15,7 @@ from lares_jax.data.rows import Rows, Segments, fill
 from lares_jax.errors import InputError
 from lares_jax.model import depth
 from lares_jax.model.depth import DepthConfig
+from lares_jax.model.dropout import Dropout
 from lares_jax.model.lares import Lares, initial_state
 
 ITEMS = np.arange(20, dtype=np.int32)
@@ -136,16 +137,14 @@ def test_initial_states():
   assert (first[0, 0] != first[0, 1]).any(), 'noise is drawn for every token'
 
 
-def test_bf16_compute_keeps_float32_parameters_and_stays_close():
-  rows = _rows([0, 5], [5, 3], [0, 1], [0, 0], (2, 8))
-  _, params = _init(MODEL, rows)
-  half = dataclasses.replace(MODEL, backbone=dataclasses.replace(MODEL.backbone, dtype='bfloat16'))
-  run = lambda config: Lares(config, len(ITEMS)).apply(
-    {'params': params}, rows, initial_state(config, rows, jax.random.key(1), False), 2, cap=2
-    ).state_BxLxD
-  assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(params))
-  assert run(half).dtype == jnp.bfloat16
-  np.testing.assert_allclose(run(half)[0, :5].astype(jnp.float32), run(MODEL)[0, :5], atol=0.1)
+def test_dropout_leaves_out_its_rate_and_keeps_the_mean():
+  x = jnp.ones((1000, 999))  # no multiple of the four masks of a word
+  out = np.asarray(Dropout(0.3).apply({}, x, True, rngs={'dropout': jax.random.key(0)}))
+  kept = round(0.7 * 256)
+  assert set(np.unique(out)) == {np.float32(0), np.float32(256 / kept)}
+  assert abs((out > 0).mean() - kept / 256) < 0.003 and abs(out.mean() - 1) < 0.004
+  assert abs((out[:, 1:] > 0)[out[:, :-1] > 0].mean() - kept / 256) < 0.003, 'neighbours share nothing'
+  np.testing.assert_array_equal(Dropout(0.3).apply({}, x, False), x)
 
 
 @pytest.mark.parametrize('law', typing.get_args(depth.Distribution))

@@ -60,6 +60,29 @@ def test_the_estimate_of_the_sum_over_all_items_is_unbiased(sample):
   assert (off_M < (4.5 * error_M + 1e-3 * want_M)[np.asarray(real)]).all()
 
 
+def test_in_batch_negatives_of_targets_by_popularity_are_unbiased_too():
+  query, _, real, table = _arrays()
+  catalogue = _catalogue(sample=SampleConfig(400, 100, 0))
+  law_V = np.asarray(Popularity.of(COUNT_V).probability(jnp.arange(V)))
+
+  def off(key):
+    key_target, key = jax.random.split(key)
+    target = jax.random.choice(key_target, V, (M,), p=law_V)
+    ours, exact = (catalogue.likelihood(query, target, real, table, k).lse_M for k in (key, None))
+    return jnp.exp(ours - exact) - 1
+
+  off_SxM = np.asarray(jax.jit(jax.vmap(off))(jax.random.split(jax.random.key(0), 400)))
+  off_M = np.abs(off_SxM.mean(axis=0))[np.asarray(real)]
+  assert (off_M < 4.5 * off_SxM.std(axis=0)[np.asarray(real)] / 20).all() and off_M.mean() < 0.05
+
+
+def test_gbce_takes_uniform_negatives_alone():
+  arrays, key = _arrays(), jax.random.key(0)
+  with_others, alone = (_catalogue('gbce', SampleConfig(n, 40, n)).likelihood(*arrays, key).lse_M
+                        for n in (9, 0))
+  np.testing.assert_array_equal(with_others, alone)
+
+
 def test_a_negative_that_is_the_target_does_not_count():
   score, own = jnp.zeros((2, 3)), jnp.zeros(2)
   lse_M = negatives.log_sum_exp(score, own, jnp.array([4, 4, 7]), jnp.zeros(3), jnp.array([4, 7]))

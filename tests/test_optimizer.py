@@ -4,13 +4,14 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from tiny import MODEL
 
 from lares_jax.data.rows import blank
 from lares_jax.errors import InputError
 from lares_jax.model.lares import Lares
-from lares_jax.training.optimizer import OptimizerConfig, decays, schedule
+from lares_jax.training.optimizer import OptimizerConfig, build, decays, schedule
 
 
 @pytest.mark.parametrize('options, wanted', (
@@ -25,6 +26,24 @@ def test_the_rate_of_each_step(options, wanted):
   rate = schedule(OptimizerConfig(learning_rate=0.1, **options), steps=100, steps_per_epoch=10)
   for step, share in wanted.items():
     assert float(rate(step)) == pytest.approx(0.1 * share, abs=1e-7), step
+
+
+def test_the_chain_by_hand():
+  """Two steps: nothing at a rate of 0, then clipped gradients, Adam, and decay of the kernel alone."""
+  config = OptimizerConfig(
+    learning_rate=0.1, warmup_steps=1, b1=0.8, b2=0.9, weight_decay=0.5, clip_norm=1.0)
+  chain = build(config, steps=10, steps_per_epoch=10)
+  params = {'kernel': jnp.array([2.0]), 'bias': jnp.array([2.0])}
+  state, m, v = chain.init(params), np.zeros(2), np.zeros(2)
+  for gradient, rate in (((3.0, 4.0), 0.0), ((0.3, 0.4), 0.1)):
+    gradient = np.array(gradient, np.float32)
+    updates, state = chain.update(dict(zip(params, gradient[:, None])), state, params)
+    clipped = gradient / max(1.0, np.linalg.norm(gradient))
+    m, v = 0.8 * m + 0.2 * clipped, 0.9 * v + 0.1 * clipped ** 2
+    steps = 1 if rate == 0 else 2
+    adam = (m / (1 - 0.8 ** steps)) / (np.sqrt(v / (1 - 0.9 ** steps)) + 1e-8)
+    want = -rate * (adam + [0.5 * 2.0, 0.0])
+    np.testing.assert_allclose([updates['kernel'][0], updates['bias'][0]], want, rtol=1e-5)
 
 
 def test_only_one_warm_up_is_given():

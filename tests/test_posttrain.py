@@ -1,13 +1,84 @@
-"""Advantages of phase two; its loss and gradients are pinned by test_golden."""
+"""Phase two beyond the figures of test_golden: advantages, and batches in which not all is scored."""
 
+import dataclasses
+
+import jax
+import jax.numpy as jnp
 import numpy as np
+import pytest
+from tiny import MODEL, make_store
 
-from lares_jax.objectives.posttrain import advantages
+from lares_jax.catalogue import Catalogue, CatalogueConfig
+from lares_jax.data.batches import DataConfig, TrainBatches
+from lares_jax.model.depth import DepthConfig
+from lares_jax.model.lares import Lares
+from lares_jax.objectives.posttrain import Posttrain, PosttrainConfig, advantages
 
 REWARD_GxM = np.array([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0], [0.0, 0.0, 1.0], [0.0, 0.0, 1.0]])
+DEPTH_G = np.array([1, 3, 5], np.int32)
 
 
 def test_one_hit_in_a_group_of_four():
   advantage_GxM = advantages(REWARD_GxM)
   np.testing.assert_allclose(advantage_GxM[:2, 0], (0.75 / 0.5001, -0.25 / 0.5001), rtol=1e-6)
   np.testing.assert_array_equal(advantage_GxM[:, 1:], np.zeros((4, 2)))
+
+
+@pytest.fixture(scope='module')
+def batches(tmp_path_factory):
+  """All prompts in one batch, some of the targets kept: as packed rows, and as prefixes."""
+  store = make_store(tmp_path_factory.mktemp('store'), users=12, longest=10)
+  kept_N = np.random.default_rng(1).random(len(store.items_N)) < 0.7
+  prompts = int(kept_N[store.targets('train')[1]].sum())
+  made = {}
+  for rows in ('packed', 'prefix'):
+    config = DataConfig(rows=rows, row_length=16, max_history=8)
+    made[rows] = TrainBatches(store, config, 60, 0, 0, kept_N).batch(0)
+    assert made[rows].scored_BxA.sum() == prompts, 'not all in the first batch'
+  assert not made['packed'].scored_BxA[made['packed'].rows.real_BxL].all()
+  return made
+
+
+def _objective(**changes) -> Posttrain:
+  model = dataclasses.replace(MODEL, embed_dropout=0.0, pre_dropout=0.0, core_dropout=0.0)
+  return Posttrain(Lares(model, 30), Catalogue(CatalogueConfig(tile=16, block=16), 30), DepthConfig(2),
+                   PosttrainConfig(rollouts=3, k=5, reward='ndcg', beta=0.5, **changes))
+
+
+def _params(objective, batch, seed):
+  rows, rng = batch.rows, np.random.default_rng(seed)
+  shapes = jax.eval_shape(lambda: objective.model.init(
+    jax.random.key(0), rows, jnp.zeros((*rows.item_BxL.shape, 8)), 1, cap=1))['params']
+  return jax.tree.map(lambda x: jnp.asarray(0.3 * rng.normal(size=x.shape), jnp.float32), shapes)
+
+
+def test_packed_prompts_and_prefixes_have_one_loss_and_gradient(batches):
+  objective = _objective()
+  policy, reference = (_params(objective, batches['packed'], seed) for seed in (0, 1))
+
+  @jax.jit
+  def outcome(batch):
+    z_NxLxD = jnp.zeros((3 * len(batch.rows.item_BxL), batch.rows.item_BxL.shape[1], 8))
+    return jax.value_and_grad(lambda params: objective.loss(
+      params, reference, batch, DEPTH_G, (z_NxLxD, z_NxLxD), jax.random.key(0)), has_aux=True)(policy)
+
+  (loss, seen), grads = outcome(batches['packed'])
+  (alone, wanted), want = outcome(batches['prefix'])
+  assert abs(loss) > 0.01 and seen['kl'] > 0.01
+  np.testing.assert_allclose(loss, alone, rtol=1e-5)
+  for name in ('targets', 'reward', 'kl', 'advantage_spread'):
+    np.testing.assert_allclose(seen[name], wanted[name], rtol=1e-5, err_msg=name)
+  largest = max(np.abs(x).max() for x in jax.tree.leaves(want))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * largest), grads, want)
+
+  packed = batches['packed']  # what stands where nothing is scored does not count
+  other = np.where(packed.scored_BxA, packed.target_BxA, np.int32(29))
+  jax.tree.map(np.testing.assert_array_equal, outcome(packed._replace(target_BxA=other))[1], grads)
+
+
+@pytest.mark.parametrize('noise', ('shared', 'independent'))
+def test_a_policy_is_its_reference_where_they_share_their_noise(batches, noise):
+  objective = _objective(reference_noise=noise)
+  params = _params(objective, batches['packed'], 0)
+  _, seen = jax.jit(objective)(params, params, batches['packed'], DEPTH_G, jax.random.key(0))
+  assert seen['kl'] == 0 if noise == 'shared' else seen['kl'] > 1e-6

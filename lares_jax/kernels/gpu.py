@@ -2,9 +2,10 @@
 
 One program holds a tile of queries and walks over its part of the items (forward, and gradient of
 the queries: the parts are combined outside), or holds a block of items and walks over the queries
-(gradient of the items). Nothing is added atomically, so results repeat to the bit. Triton rather
-than Mosaic GPU: its compiler makes the same asynchronous products and copies here, in a third of
-the code, for older cards too, and without barriers to get wrong.
+(gradient of the items). No kernel adds atomically; XLA's own additions into rows of a table do,
+unless `--xla_gpu_deterministic_ops=true` forbids it. Triton rather than Mosaic GPU: its compiler makes
+the same asynchronous products and copies here, in a third of the code, for older cards too, and
+without barriers to get wrong.
 """
 
 import functools

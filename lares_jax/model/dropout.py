@@ -8,7 +8,7 @@ MOST_DROPOUT = 0.95  # what a rate may be
 
 
 class Dropout(nn.Module):
-  """Inverted dropout; the rate is met to within 1/256, and the scale is exact for the rate met.
+  """Inverted dropout; the rate is met to within 1/256, and the scale is that of the rate met.
 
   On a CPU the random words cost more than the layer they regularise, hence the byte.
   """

@@ -1,11 +1,11 @@
 """The HSTU backbone: attention whose weights are not a distribution, gated instead of fed forward.
 
-Zhai et al., "Actions Speak Louder than Words" (arXiv 2402.17152). Two things differ from there: a
-weight is divided by the number of tokens the query sees instead of by the row's length, so that a
-history's states do not depend on its company in the row; and gaps in time are those between the
-tokens themselves, since the time of the item to come is not known when one recommends. A raw
-history has no times at all: for it one more bucket stands, which training learns from the rows
-whose times its batches hide (data/batches.py).
+Zhai et al., "Actions Speak Louder than Words" (arXiv 2402.17152). Two things differ from there,
+besides details (configs/results/README.md): a weight is divided by the number of tokens the query
+sees instead of by the row's length, so that a history's states do not depend on its company in the
+row; and gaps in time are those between the tokens themselves, since the time of the item to come is
+not known when one recommends. A raw history has no times at all: for it one more bucket stands, which
+training learns from the rows whose times its batches hide (data/batches.py).
 """
 
 import jax
