@@ -5,10 +5,13 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 wanted=(requirements.txt)
-[[ ${PLATFORM:-cpu} == cpu ]] || wanted+=("requirements-$PLATFORM.txt")
-if [[ ! -f ${wanted[-1]} ]]; then
-  echo "error: PLATFORM=$PLATFORM: use cpu, gpu or tpu" >&2
-  exit 1
+if [[ ${PLATFORM:-cpu} != cpu ]]; then
+  more=requirements-$PLATFORM.txt
+  if [[ ! -f $more ]]; then
+    echo "error: PLATFORM=$PLATFORM: use cpu, gpu or tpu" >&2
+    exit 1
+  fi
+  wanted+=("$more")
 fi
 stamp=.venv/installed
 if [[ -f $stamp ]] && cat "${wanted[@]}" | cmp -s - "$stamp"; then

@@ -3,7 +3,8 @@
 # below (or give them to sbatch); arguments go to lares_jax.main. The directory must be shared. Where
 # compute nodes reach no package index, first on the login node: PLATFORM=gpu bash launch/setup.sh
 #
-#   sbatch launch/slurm.sh --config=configs/beauty.py --workdir=runs/beauty
+#   sbatch launch/slurm.sh --config=configs/beauty.py --workdir=runs/beauty \
+#     --config.data.path=PATH/beauty.txt
 #
 #SBATCH --job-name=lares
 #SBATCH --nodes=2

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # A Cloud TPU VM or pod slice, from your own machine: copies this directory to all of its workers and
 # starts the run on each. Fill in the three values, or export them; the TPU must exist already.
-# With more than one worker, --workdir and --config.data.path must lie on a disk that all of them
-# mount at the same place (Filestore, or a bucket through Cloud Storage FUSE).
+# No data is copied. With more than one worker, --workdir and --config.data.path must lie on a disk that
+# all of them mount at the same place (Filestore, or a bucket through Cloud Storage FUSE).
 #
 #   TPU=my-tpu ZONE=us-east5-a PROJECT=my-project \
-#     bash launch/tpu_vm.sh --config=configs/beauty.py --workdir=/mnt/shared/beauty
+#     bash launch/tpu_vm.sh --config=configs/beauty.py --workdir=/mnt/shared/beauty \
+#       --config.data.path=/mnt/shared/beauty.txt
 #
 # Stopped, the same command goes on where the run was. A preempted VM's own disk is gone: only a
 # --workdir on a mounted disk outlives it. Ctrl-C here, or a lost connection, ends worker 0 at its next

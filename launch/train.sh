@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
 # What every machine of a run executes; the other scripts here start it. Arguments go to lares_jax.main.
 #
-#   bash launch/train.sh --config=configs/beauty.py --workdir=runs/beauty     one process
-#   LARES_PROCESSES=0/2@localhost:1234 bash launch/train.sh ... &             two on one machine
+#   bash launch/train.sh --config=configs/beauty.py --workdir=runs/beauty \
+#     --config.data.path=PATH/beauty.txt                                      one process
+#   bash launch/setup.sh                                                      two on one machine, which
+#   LARES_PROCESSES=0/2@localhost:1234 bash launch/train.sh ... &             must not both make .venv
 #   LARES_PROCESSES=1/2@localhost:1234 bash launch/train.sh ...
 #
 # PYTHON names the interpreter; without it .venv is made on first use, with the packages that

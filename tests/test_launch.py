@@ -29,12 +29,15 @@ def test_the_jobset_parses_and_starts_the_training():
   environment = {v['name']: v.get('value') for v in container['env']}
   assert environment['LARES_PROCESSES'] == 'auto'
   assert any('google.com/tpu' in str(c) for c in container['resources'].values())
+  given = dict(argument.split('=', 1) for argument in container['args'])
+  assert {'--config', '--workdir', '--config.data.path'} <= given.keys()
+  assert (ROOT / given['--config'].split(':')[0]).exists()
 
 
 @pytest.mark.parametrize('file', sorted(LAUNCH.iterdir()), ids=lambda path: path.name)
 def test_modules_and_files_that_are_named_exist(file):
   text = file.read_text()
-  for module in re.findall(r'-m (lares_jax[\w.]*)', text):
+  for module in re.findall(r'-m"?,? "?(lares_jax[\w.]*)', text):
     assert (ROOT / (module.replace('.', '/') + '.py')).exists(), module
   for name in re.findall(r'(?:launch|configs)/\w+\.(?:sh|py)\b', text):
     assert (ROOT / name).exists(), name
