@@ -7,9 +7,8 @@
     python -m lares_jax.compare --config=configs/compare_beauty.py:tune ...      # dropouts, LARES's too
 
 configs/results/beauty holds what is trained: copied to the workdir, the command trains only the rest,
-or with --finished nothing. A run takes 10 to 30 minutes on one CPU core, LARES, ReaRec-PRL and the
-DuoRec of ten layers an hour or more; FMLP-Rec and BSARec, with a row for every target, take hours
-there and 1 to 4 minutes on a GPU.
+or with --finished nothing. A run takes 10 minutes to 2.5 hours on one CPU core; FMLP-Rec and
+BSARec, with a row for every target, take far longer there and 1 to 6 minutes on a GPU.
 
 Not here: TedRec and HSTU with times, for this log has neither titles nor times (rows of
 compare_ml100k.py); BERT4Rec, which needs masked rows, a mask item and bidirectional attention of its
