@@ -30,6 +30,7 @@ from ml_collections import config_flags
 
 from lares_jax import comparison, files, metrics, processes, report, significance
 from lares_jax.comparison import Plan
+from lares_jax.data.rows import ranges
 from lares_jax.errors import front_door
 from lares_jax.experiment import Experiment
 from lares_jax.model.lares import GIVEN
@@ -43,6 +44,7 @@ flags.mark_flag_as_required('config')
 _FINISHED = flags.DEFINE_bool('finished', False, 'Train nothing; show the runs that are finished.')
 
 HISTORIES = get_args(History)
+_USERS = 1 << 16  # whose histories are listed at once
 
 
 def main() -> None:
@@ -89,10 +91,15 @@ def _popularity(experiment: Experiment, history: str) -> dict[str, Any]:
   user_M, index_M = store.targets('test')
   count_V, target_M = store.train_count_V, store.items_N[index_M]
   rank_M = metrics.ranks(count_V)[target_M]
-  for m, (first, end) in enumerate(zip(store.offsets[user_M], index_M) if history == 'removed' else ()):
-    hidden, own = np.unique(store.items_N[first:end]), count_V[target_M[m]]
-    above = (count_V[hidden] > own).sum() + 0.5 * (count_V[hidden] == own).sum()
-    rank_M[m] = store.num_items - 1 if target_M[m] in hidden else rank_M[m] - above
+  for low in range(0, len(rank_M) if history == 'removed' else 0, _USERS):
+    m = np.arange(low, min(low + _USERS, len(rank_M)))
+    first_m = store.offsets[user_M[m]]
+    length_m = index_M[m] - first_m
+    own_N = np.repeat(m, length_m) * store.num_items + store.items_N[ranges(length_m, first_m)]
+    own_N, hidden_N = np.divmod(np.unique(own_N), store.num_items)  # of several alike, one
+    gap_N = count_V[hidden_N] - count_V[target_M[own_N]]
+    rank_M[m] -= np.bincount(own_N - low, (1 + np.sign(gap_N)) / 2, len(m))
+    rank_M[own_N[hidden_N == target_M[own_N]]] = store.num_items - 1
   value_M = metrics.per_user(rank_M, (10,))
   nothing = dict.fromkeys(('parameters', 'parameters_without_items', 'training_seconds',
                            'flops_per_user'), 0)

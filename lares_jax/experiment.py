@@ -6,6 +6,7 @@ import functools
 import math
 import os
 import pathlib
+import shutil
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ import polars as pl
 
 from lares_jax import config as config_lib
 from lares_jax import metrics, processes
+from lares_jax.aside import aside
 from lares_jax.catalogue import Catalogue
 from lares_jax.config import Config
 from lares_jax.data import synthetic, text
@@ -167,7 +169,9 @@ class Experiment:
 
   def keep_items(self) -> None:
     """Copies `items` into the workdir, which then recommends without the data set."""
-    write(self.workdir / _ITEMS, pathlib.Path(self.store.directory, _ITEMS).read_bytes())
+    if processes.first():
+      with aside(self.workdir / _ITEMS) as fresh:
+        shutil.copyfile(pathlib.Path(self.store.directory, _ITEMS), fresh)
 
   def _prepared(self) -> Store:
     if not processes.first():
@@ -228,9 +232,9 @@ class Experiment:
     places = jax.tree.map(lambda x: x.sharding, self.abstract_params)
     params = jax.jit(self._init, out_shardings=places)(jax.random.key(self.config.seed))
     if 'text' in params:
-      table_RxW = text.load(self.store, self.config.model.fusion.text_width, self.catalogue.rows)
+      table_VxW = text.opened(self.store, self.config.model.fusion.text_width)
       params['text'] = jax.make_array_from_callback(
-        table_RxW.shape, places['text'], lambda index: table_RxW[index])
+        params['text'].shape, places['text'], lambda index: text.part(table_VxW, index))
     return params
 
   @functools.cached_property
@@ -278,7 +282,8 @@ class Experiment:
 
   def validate(self, params) -> dict[str, float]:
     """Validation metrics at the mean recurrence."""
-    rank_1xM = self.evaluator.ranks(params, 'valid', (self.config.depth.mean,))
+    rank_1xM = self.evaluator.ranks(
+      params, 'valid', (self.config.depth.mean,), users=self.config.evaluate.users)
     return metrics.summary(rank_1xM[0])
 
   def pretraining(self) -> Phase:

@@ -82,8 +82,10 @@ def export(workdir: str, output: str, platforms: Sequence[str] = USUAL, k: int =
       'max_history': experiment.config.data.max_history, 'max_batch': _MAX_BATCH,
       'platforms': list(platforms), 'table': table, 'jax': jax.__version__})
     shutil.copy(pathlib.Path(__file__).with_name('export_example.py'), fresh / 'example.py')
-    sums = [f'{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n'
-            for file in sorted(fresh.iterdir())]
+    sums = []
+    for path in sorted(fresh.iterdir()):
+      with open(path, 'rb') as file:
+        sums.append(f'{hashlib.file_digest(file, "sha256").hexdigest()}  {path.name}\n')
     (fresh / 'SHA256SUMS').write_text(''.join(sums), encoding='utf-8')
 
 

@@ -19,7 +19,7 @@ import collections
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO, NamedTuple, NoReturn, TextIO
 
 import numpy as np
@@ -28,18 +28,21 @@ from absl import flags
 
 from lares_jax.data.store import Store
 from lares_jax.errors import front_door
-from lares_jax.recommender import Recommender
+from lares_jax.recommender import Recommendation, Recommender
 
 MAX_LINE = 4 << 20  # bytes; a longer line is an error, and is not kept
 _MAX_BATCH_BYTES = 16 << 20  # a batch of very long lines ends early
 _IDS = (str, int)  # not bool, which is an int
 
 
+Answer = Callable[..., list[Recommendation]]
+
+
 class Request(NamedTuple):
   """One history to answer."""
 
   user: str | int | None
-  history: list[str]
+  history: list[str] | np.ndarray  # raw ids; of `everyone`, item numbers
 
 
 def _define_flags() -> None:
@@ -55,24 +58,26 @@ def main() -> None:
   given = flags.FLAGS
   recommender = Recommender.load(given.workdir)
   depth = recommender.checked_depth(given.depth or None)
+  answer: Answer = recommender.recommend
   requests, total = asked(sys.stdin.buffer, given.batch), None
   if given.all_users:
     store = recommender.experiment.store
-    requests, total = everyone(store, given.batch), store.num_users
+    answer, requests = recommender.recommend_numbers, everyone(store, given.batch)
+    total = store.num_users
   try:
-    done = run(recommender, requests, sys.stdout, total, k=given.k, depth=depth,
+    done = run(answer, requests, sys.stdout, total, k=given.k, depth=depth,
                exclude_history=given.exclude_history)
     print(done, file=sys.stderr)
   except BrokenPipeError:  # the reader has had enough; nor may closing stdout complain
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def run(recommender: Recommender, batches: Iterable[list[Request | str]], sink: TextIO,
+def run(answer: Answer, batches: Iterable[list[Request | str]], sink: TextIO,
         total: int | None = None, **options) -> str:
   """Answers every request in `sink`, a line each, in order; returns a sentence on what was done.
 
   Args:
-    recommender: the model.
+    answer: `Recommender.recommend`, or `recommend_numbers` for `everyone`.
     batches: of `asked` or `everyone`.
     sink: where the answers go; flushed after each batch.
     total: how many requests there are, if that is known.
@@ -82,12 +87,12 @@ def run(recommender: Recommender, batches: Iterable[list[Request | str]], sink: 
   with tqdm.tqdm(total=total, unit=' users', desc='recommend', leave=False, disable=None) as bar:
     for requests in batches:
       good = [r for r in requests if isinstance(r, Request)]
-      answers = iter(recommender.recommend([r.history for r in good], **options))
+      answers = iter(answer([r.history for r in good], **options))
       for request in requests:
         if isinstance(request, Request):
-          answer = next(answers)
-          answered[answer.source] += 1
-          out = {'user': request.user, **answer._asdict()}
+          found = next(answers)
+          answered[found.source] += 1
+          out = {'user': request.user, **found._asdict()}
         else:
           answered['error'] += 1
           out = {'line': answered.total(), 'error': request}
@@ -117,9 +122,10 @@ def asked(source: BinaryIO, batch: int) -> Iterator[list[Request | str]]:
 
 def everyone(store: Store, batch: int) -> Iterator[list[Request | str]]:
   """Every user with all of their items, validation and test included, `batch` at a time."""
-  for users in np.split(np.arange(store.num_users), range(batch, store.num_users, batch)):
-    histories = store.raw_histories(users, store.offsets[users + 1])
-    yield [Request(user, history) for user, history in zip(store.user_ids[users], histories)]
+  for low in range(0, store.num_users, batch):
+    edges = store.offsets[low : low + batch + 1]
+    histories = np.split(store.items_N[edges[0] : edges[-1]], edges[1:-1] - edges[0])
+    yield list(map(Request, store.user_ids[low : low + batch], histories))
 
 
 def parse(line: bytes) -> Request | str:

@@ -29,7 +29,8 @@ from lares_jax.training.evaluation import begin
 
 Depth = int | str | Rule | None
 _CHUNK = 4096  # histories at a time: enough to pack rows well
-_WIDE = 1024  # histories with more items to leave out are ranked one at a time, to bound memory
+_NARROW = 64  # items to leave out: histories with fewer are ranked together
+_ROOM = 1 << 22  # items that are left out at a time
 
 
 class Recommendation(NamedTuple):
@@ -90,22 +91,16 @@ class Recommender:
     Raises:
       InputError: k, depth or the type of a history is wrong.
     """
-    if not isinstance(k, int | np.integer) or k < 1:
-      raise InputError(f'k={k}: use a whole number, 1 or more')
-    depth, k = self.checked_depth(depth), min(k, len(self.item_ids))
-    out: list[Recommendation] = []
-    # Items are numbered by falling popularity in training.
-    popular_K = self.experiment.items['train_count'][:k].to_numpy().astype(np.float32)
-    for known, unknown in self._chunks(histories):
-      score_MxK, item_MxK = np.tile(popular_K, (len(known), 1)), np.tile(np.arange(k), (len(known), 1))
-      query_MxD, some_S = self._encoded(known, depth)
-      hidden = [np.unique(known[m]) if exclude_history else known[m][:0] for m in some_S]
-      score_MxK[some_S], item_MxK[some_S] = self._ranked(query_MxD[some_S], hidden, k)
-      for score_K, item_K, items, ids in zip(score_MxK.tolist(), item_MxK.tolist(), known, unknown):
-        found = [self.item_ids[i] for i in item_K if i >= 0]  # where fewer are left, -1 is last
-        source = 'model' if len(items) else 'popularity'
-        out.append(Recommendation(found, score_K[: len(found)], source, ids))
-    return out
+    depth, k = self.checked_depth(depth), self._checked_k(k)
+    return [answer for known, unknown in self._chunks(histories)
+            for answer in self._answers(known, unknown, k, depth, exclude_history)]
+
+  def recommend_numbers(self, histories: list[np.ndarray], k: int = 10, depth: Depth = None,
+                        exclude_history: bool = True) -> list[Recommendation]:
+    """The same for histories of item numbers, which are places in `item_ids`: it spares the ids."""
+    depth, k = self.checked_depth(depth), self._checked_k(k)
+    return [answer for known in _split(histories, _CHUNK)
+            for answer in self._answers(known, [[]] * len(known), k, depth, exclude_history)]
 
   def user_vectors(self, histories: Sequence[Sequence[str]], depth: Depth = None) -> np.ndarray:
     """A vector for each history, float32 [M, D]; zeros where no item of it is known.
@@ -122,7 +117,7 @@ class Recommender:
 
   def item_vectors(self) -> np.ndarray:
     """A vector for each item, float32 [V, D], in the order of `item_ids`; to fill an ANN index."""
-    item_VxD = self.params['item'][: len(self.item_ids)]
+    item_VxD = self.params['item'][: self.experiment.num_items]
     return np.asarray(as_item(item_VxD, self.experiment.config.catalogue.similarity))
 
   def checked_depth(self, depth: Depth) -> int | Rule:
@@ -146,6 +141,11 @@ class Recommender:
       raise InputError(f'depth={depth}: this model goes from 0 to {most}')
     return steps
 
+  def _checked_k(self, k: int) -> int:
+    if not isinstance(k, int | np.integer) or k < 1:
+      raise InputError(f'k={k}: use a whole number, 1 or more')
+    return min(k, self.experiment.num_items)
+
   @functools.cached_property
   def _number(self) -> dict[str, int]:
     return {raw: number for number, raw in enumerate(self.item_ids)}
@@ -162,6 +162,20 @@ class Recommender:
         known.append(np.array([number[i] for i in raw if i in number], np.int32))
         unknown.append(list(dict.fromkeys(i for i in raw if i not in number)))
       yield known, unknown
+
+  def _answers(self, known: list[np.ndarray], unknown: Sequence[list[str]], k: int,
+               depth: int | Rule, exclude_history: bool) -> Iterator[Recommendation]:
+    items = self.experiment.items  # numbered by falling popularity in training
+    popular_K = items['train_count'][:k].to_numpy().astype(np.float32)
+    score_MxK, item_MxK = np.tile(popular_K, (len(known), 1)), np.tile(np.arange(k), (len(known), 1))
+    query_MxD, some_S = self._encoded(known, depth)
+    hidden = [np.unique(known[m]) if exclude_history else known[m][:0] for m in some_S]
+    score_MxK[some_S], item_MxK[some_S] = self._ranked(query_MxD[some_S], hidden, k)
+    ids = items['id'].gather(np.maximum(item_MxK, 0).reshape(-1)).to_list()
+    count_M = (item_MxK >= 0).sum(axis=1)  # where fewer are left, -1 is last
+    for m, (score_K, count) in enumerate(zip(score_MxK.tolist(), count_M.tolist())):
+      source = 'model' if len(known[m]) else 'popularity'
+      yield Recommendation(ids[m * k : m * k + count], score_K[:count], source, unknown[m])
 
   def _encoded(self, known: list[np.ndarray], depth: int | Rule) -> tuple[np.ndarray, np.ndarray]:
     """User vectors [M, D], zeros where a history is empty, and which ones [S] are not."""
@@ -189,13 +203,13 @@ class Recommender:
 
   def _ranked(self, query_SxD: np.ndarray, hidden: list[np.ndarray], k: int):
     """Scores and items [S, k] of the best not hidden; -inf and -1 where there are no more."""
-    wide_S = np.array([len(items) > _WIDE for items in hidden], bool)
+    width_S = np.array([max(rounded_up(len(items), 4), _NARROW) for items in hidden], int)
     score_SxK = np.full((len(hidden), k), -np.inf, np.float32)
     item_SxK = np.full((len(hidden), k), -1, np.int32)
-    for s in (np.flatnonzero(~wide_S), *np.flatnonzero(wide_S)[:, None]):
-      if not s.size:
-        continue
-      rows, width = (rounded_up(n, 4) for n in (len(s), max(len(hidden[m]) for m in s)))
+    alike = [(width, s) for width in np.unique(width_S) for s in _split(
+      np.flatnonzero(width_S == width), max(_ROOM // width, 1))]
+    for width, s in alike:
+      rows = rounded_up(len(s), 4)
       query = np.pad(query_SxD[s], [(0, rows - len(s)), (0, 0)])
       hidden_SxH = np.full((rows, width), -1, np.int32)
       for row, m in enumerate(s):
@@ -204,6 +218,10 @@ class Recommender:
                          self.params['item'], k, hidden_SxH)
       score_SxK[s], item_SxK[s] = np.asarray(score)[: len(s)], np.asarray(item)[: len(s)]
     return score_SxK, item_SxK
+
+
+def _split(many: Any, most: int) -> list[Any]:
+  return [many[low : low + most] for low in range(0, len(many), most)]
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -25,7 +25,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-_BATCH = 64  # resamples at once: this many copies of the users are held
+_BATCH = 64  # resamples at once, each a copy of the users
+_ROOM = 2**25  # users in all copies
 
 
 class Spread(NamedTuple):
@@ -62,8 +63,8 @@ def difference(mine_SxM: np.ndarray, other_RxM: np.ndarray, spread: Spread, *,
   if mine_SxM.shape[1] != other_RxM.shape[1] or (same_runs and mine_SxM.shape != other_RxM.shape):
     raise ValueError(f'{mine_SxM.shape} and {other_RxM.shape} are not of the same targets and runs')
   gain_M = mine_SxM.mean(0) - other_RxM.mean(0)
-  users = stats.bootstrap((gain_M,), np.mean, n_resamples=resamples, batch=_BATCH,
-                          method='percentile', rng=np.random.default_rng(0))
+  users = stats.bootstrap((gain_M,), np.mean, n_resamples=resamples, method='percentile',
+                          batch=min(_BATCH, max(_ROOM // len(gain_M), 1)), rng=np.random.default_rng(0))
   sides = [mine_SxM - other_RxM] if same_runs else [mine_SxM, other_RxM]
   runs = _over_runs([side.mean(1) for side in sides], UNKNOWN if same_runs else spread)
   variance = users.standard_error**2 + sum(v for v, _ in runs)

@@ -281,7 +281,7 @@ def test_text_is_given_to_both_phases_and_neither_trained_nor_averaged(built_in,
   phase = experiment.posttraining(None, None)
   assert phase.objective.model.config.fusion.dropout == config.posttrain.outer_dropout
   run.train(experiment)
-  table_VxW = text.load(built_in, 12, built_in.num_items)
+  table_VxW = text.opened(built_in, 12)
   for name in ('pretrain', 'posttrain'):
     params, _, _ = experiment.best(name)
     np.testing.assert_array_equal(params['text'], table_VxW)

@@ -28,11 +28,11 @@ PACKED = DataConfig(row_length=16, max_history=8)
 PREFIX = DataConfig(rows='prefix', max_history=8)
 
 
-@given(st.lists(st.integers(1, 16), max_size=60))
+@given(st.lists(st.integers(1, 16), max_size=60), st.sampled_from((None, 1, 3)))
 @settings(max_examples=60, deadline=None)
-def test_packed_segments_fit_and_do_not_overlap(lengths):
+def test_packed_segments_fit_and_do_not_overlap(lengths, most):
   length_S = np.array(lengths, np.int64)
-  plan = pack(length_S, 16)
+  plan = pack(length_S, 16, most)
   taken = np.zeros((plan.rows, 16), int)
   for row, place, length in zip(plan.row_S, plan.place_S, length_S):
     assert place + length <= 16
@@ -40,6 +40,7 @@ def test_packed_segments_fit_and_do_not_overlap(lengths):
   assert (taken <= 1).all() and taken.sum() == length_S.sum()
   if lengths:
     assert (taken.sum(1) > 0).all(), 'an empty row is a row too many'
+    assert most is None or np.bincount(plan.row_S).max() <= most
 
 
 def _targets(batches, store):
@@ -187,6 +188,15 @@ def test_evaluation_batches_hold_every_history_once(store, config, monkeypatch):
     assert b.hidden_BxAxH.shape[-1] <= {0: 4, 1: 16, 2: 30}[np.searchsorted([4, 16], longest[-1])]
   assert min(longest) <= 4 and max(longest) > 16, 'short ones apart from long ones'
   assert sorted(seen) == list(range(len(user)))
+
+
+def test_a_row_of_the_shortest_makes_no_room_in_all(tmp_path):
+  """One history of 2 items in ten is not worth eight places in every row."""
+  store = make_store(tmp_path, users=100, longest=14)
+  user, index = store.targets('test')
+  length = np.minimum(index - store.offsets[user], 8)
+  b = next(eval_batches(store, user, index, PACKED, 4))
+  assert b.scored_BxA.shape[1] <= 2 * np.ceil(16 / length.mean()) < 8 == 16 // length.min()
 
 
 def test_settings_that_cannot_be_are_named():

@@ -77,7 +77,8 @@ def raw_histories(store: Store, split: str = 'test') -> tuple[list[list[str]], l
 
 def answers(recommender, text: bytes, batch: int = 7, **options) -> list[dict]:
   sink = io.StringIO()
-  recommend.run(recommender, recommend.asked(io.BytesIO(text), batch), sink, **{**OPTIONS, **options})
+  requests = recommend.asked(io.BytesIO(text), batch)
+  recommend.run(recommender.recommend, requests, sink, **{**OPTIONS, **options})
   return [json.loads(line) for line in sink.getvalue().splitlines()]
 
 
@@ -154,7 +155,8 @@ def test_company_and_order_do_not_matter(run, monkeypatch):
   histories, _ = raw_histories(run.store)
   together = run.recommender.recommend(histories)
   monkeypatch.setattr(recommender_lib, '_CHUNK', 3)
-  monkeypatch.setattr(recommender_lib, '_WIDE', 4)  # most are ranked one at a time
+  monkeypatch.setattr(recommender_lib, '_NARROW', 4)  # short and long ones apart
+  monkeypatch.setattr(recommender_lib, '_ROOM', 32)  # of 4 items eight at a time, of 16 two
   alone = run.recommender.recommend(histories[::-1])[::-1]
   assert [r.items for r in together] == [r.items for r in alone]
 
@@ -303,7 +305,8 @@ def test_command(run):
 
 def test_every_user_of_the_data_set_is_answered_by_all_that_they_have(run):
   sink, store = io.StringIO(), run.store
-  recommend.run(run.recommender, recommend.everyone(store, batch=7), sink, store.num_users, **OPTIONS)
+  requests = recommend.everyone(store, batch=7)
+  recommend.run(run.recommender.recommend_numbers, requests, sink, store.num_users, **OPTIONS)
   out = [json.loads(line) for line in sink.getvalue().splitlines()]
   assert [line['user'] for line in out] == store.user_ids.to_list()
   whole = [store.item_ids[store.items_N[a:b]].to_list() for a, b in itertools.pairwise(store.offsets)]
@@ -313,7 +316,7 @@ def test_every_user_of_the_data_set_is_answered_by_all_that_they_have(run):
 
 def test_the_last_line_says_what_was_done(run):
   requests = recommend.asked(io.BytesIO(b'["i1"]\n[]\n!\n'), 2)
-  done = recommend.run(run.recommender, requests, io.StringIO())
+  done = recommend.run(run.recommender.recommend, requests, io.StringIO())
   assert done.endswith('3 lines to stdout: 1 from the model, 1 from popularity, 1 errors')
 
 

@@ -40,11 +40,15 @@ def test_each_title_is_encoded_into_its_own_item(store, tmp_path, kind, monkeypa
   written = text.write(store, title_V, _encode)
   assert os.listdir(store.directory).count('text.npy') == 1
   assert not [f for f in os.listdir(store.directory) if f.startswith('.')]
-  table = text.load(store, 3, 32)
+  table = text.part(text.opened(store, 3), (slice(0, 32), slice(None)))
   np.testing.assert_array_equal(table[:30, 1], [t.count('a') for t in title_V])
   nothing = list(store.item_ids).index('i0')
   assert not table[nothing].any() and not table[30:].any()
   np.testing.assert_array_equal(np.load(written), table[:30])
+  share, whole = (text.part(text.opened(store, 3), (rows, slice(None))) for rows in (
+    slice(16, 32), slice(None)))
+  assert table.shape == (32, 3) and whole.shape == (30, 3)
+  np.testing.assert_array_equal(share, table[16:])
 
 
 def test_words_that_texts_share_bring_them_closer():
@@ -65,29 +69,29 @@ def test_a_failing_encoder_leaves_the_former_table(store):
 
   with pytest.raises(RuntimeError):
     text.write(store, ['b'] * 30, breaks)
-  assert fed and (text.load(store, 3, 30)[:, 1] == 1).all()
+  assert fed and (text.opened(store, 3)[:, 1] == 1).all()
   assert not [f for f in os.listdir(store.directory) if f.startswith('.')]
 
 
 def test_what_does_not_fit_is_said(store, tmp_path, monkeypatch):
   with pytest.raises(InputError, match=r'lares_jax\.data\.text'):
-    text.load(store, 3, 30)
+    text.opened(store, 3)
   text.write(store, ['a'] * 30, _encode)
   with pytest.raises(InputError, match=r'text_width=3'):
-    text.load(store, 768, 30)
+    text.opened(store, 768)
   path = os.path.join(store.directory, 'text.npy')
   monkeypatch.setattr(text, '_TEXTS', 3)  # rows are checked by shares
   np.save(path, np.zeros((29, 3), np.float32))
   with pytest.raises(InputError, match='30 items'):
-    text.load(store, 3, 30)
+    text.opened(store, 3)
   broken = np.zeros((30, 3), np.float32)
   broken[4, 1] = np.nan
   np.save(path, broken)
   with pytest.raises(InputError, match='row 4'):
-    text.load(store, 3, 30)
+    text.opened(store, 3)
   np.save(path, np.full((30, 3), 'a'))
   with pytest.raises(InputError, match='<U1 where numbers are needed'):
-    text.load(store, 3, 30)
+    text.opened(store, 3)
   other = tmp_path / 'meta.csv'
   other.write_text('asin,name\nx,y\n')
   with pytest.raises(InputError, match='no title for any item'):

@@ -16,7 +16,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 from tiny import end, latest, make_config, make_store
 
-from lares_jax import comparison, files, run, selection
+from lares_jax import comparison, files, metrics, run, selection
 from lares_jax import config as config_lib
 from lares_jax.config import SelectConfig
 from lares_jax.data import text
@@ -516,6 +516,16 @@ def test_settings_that_do_not_go_together_are_refused(store):
   gbce = dataclasses.replace(config.catalogue, loss='gbce')
   with pytest.raises(InputError, match=r'catalogue\.loss=gbce: gives no probabilities'):
     dataclasses.replace(config, catalogue=gbce, phases='pretrain,posttrain')
+
+
+def test_training_validates_on_as_many_users_as_it_is_told(finished):
+  params, _, _ = finished.best('pretrain')
+  rank_M, = finished.evaluator.ranks(params, 'valid', (2,))
+  evaluate = dataclasses.replace(finished.config.evaluate, users=7)
+  some = dataclasses.replace(finished, config=dataclasses.replace(finished.config, evaluate=evaluate))
+  chosen = np.arange(7) * (len(rank_M) - 1) // 6
+  assert some.validate(params) == metrics.summary(rank_M[chosen]) != finished.validate(params)
+  assert finished.validate(params) == metrics.summary(rank_M)
 
 
 def test_evaluation_does_not_depend_on_the_batch(finished):

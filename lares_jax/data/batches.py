@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
@@ -13,7 +14,7 @@ from lares_jax.data.rows import Array, Plan, Rows, Segments, fill, pack, ranges
 from lares_jax.data.store import Store
 from lares_jax.errors import InputError
 
-_WIDTHS = 1024 * 4 ** np.arange(10)  # histories of up to so many items share batches without them
+_WIDTHS = 64 * 4 ** np.arange(12)  # histories of up to so many items share batches without them
 _TIMELESS = 0.1  # share of the training rows without times, so that a history without is nothing new
 
 
@@ -35,10 +36,10 @@ class DataConfig:
     """L: a row with one prefix has no room for more."""
     return self.row_length if self.rows == 'packed' else self.max_history
 
-  def plan(self, length_S: np.ndarray) -> Plan:
-    """Where histories or windows of these lengths go."""
+  def plan(self, length_S: np.ndarray, most: int | None = None) -> Plan:
+    """Where histories or windows of these lengths go, `most` to a packed row."""
     if self.rows == 'packed':
-      return pack(length_S, self.length)
+      return pack(length_S, self.length, most)
     return Plan(np.arange(len(length_S)), np.zeros_like(length_S), len(length_S))
 
 
@@ -127,11 +128,13 @@ class TrainBatches:
     if self._config.rows == 'prefix':
       return self.pairs
     store, rng = self._store, np.random.default_rng(0)
-    _, end_N = store.targets('train')
-    _, length_P = partners.draw(end_N[rng.integers(len(end_N), size=10_000)], rng)
+    count_U = np.maximum(store.valid_start_U - store.offsets[:-1] - 1, 0)  # targets, users in turn
+    n = rng.integers(count_U.sum(), size=10_000)
+    user = np.searchsorted(np.cumsum(count_U), n, side='right')
+    _, length_P = partners.draw(store.valid_start_U[user] + n - np.cumsum(count_U)[user], rng)
     return int(np.ceil(1.1 * self.pairs * length_P.mean() / self._config.length)) + 1
 
-  @functools.lru_cache(maxsize=4)  # noqa: B019 - lives as long as the run
+  @functools.lru_cache(maxsize=2)  # noqa: B019 - lives as long as the run
   def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
     """(window of each slot, order of rows). Windows of one length change places among themselves."""
     generator = np.random.default_rng([self._seed, 1, epoch])
@@ -148,7 +151,8 @@ class TrainBatches:
     epoch, i = divmod(step, self.steps_per_epoch)
     window_of_slot, row_order = self._epoch(epoch)
     row_R = row_order[i * self.batch_rows : (i + 1) * self.batch_rows]
-    first_R, count_R = self._row_first[row_R], np.diff(self._row_first)[row_R]
+    first_R = self._row_first[row_R]
+    count_R = self._row_first[row_R + 1] - first_R
     slot_S = self._by_row_S[ranges(count_R, first_R)]
     row_S = np.repeat(np.arange(len(row_R)), count_R)
     start_S, length_S, context_S = (x[window_of_slot[slot_S]] for x in self._windows)
@@ -260,7 +264,8 @@ def _batches_alike(store: Store, user_M, index_M, config: DataConfig, batch_rows
   first_M = store.offsets[user_M]
   whole_M = index_M - first_M
   length_M = np.minimum(whole_M, config.max_history)
-  plan = config.plan(length_M)
+  # Without the limit one row of the shortest would make room for as many in all.
+  plan = config.plan(length_M, 2 * math.ceil(config.length / length_M.mean()))
   last_M = (plan.place_S + length_M - 1).astype(np.int32)
   target_M = store.items_N[index_M]
   order_M = np.argsort(plan.row_S, kind='stable')

@@ -31,7 +31,7 @@ class Partners:
     _, end_N = store.targets('train')
     target_N = np.asarray(store.items_N)[end_N]
     self._by_item_N = end_N[np.argsort(target_N, kind='stable')]  # rising within an item
-    self._first_V = np.searchsorted(np.sort(target_N), np.arange(store.num_items + 1))
+    self._first_V = np.concatenate([[0], np.cumsum(np.bincount(target_N, minlength=store.num_items))])
 
   def draw(self, end_P: np.ndarray, generator: np.random.Generator):
     """For targets at `end_P`: start and length of a partner's history; itself if it has none."""

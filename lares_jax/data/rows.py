@@ -48,8 +48,10 @@ class Plan(NamedTuple):
   rows: int
 
 
-def pack(length_S: np.ndarray, row_length: int) -> Plan:
+def pack(length_S: np.ndarray, row_length: int, most: int | None = None) -> Plan:
   """Packs segments into rows, longest first, each row filled with the longest that still fits.
+
+  A row holds `most` segments (None: as many as fit).
 
   Works on counts by length and repeats a pattern of lengths as often as the counts allow, so the
   time depends on the number of distinct lengths, not of segments.
@@ -58,8 +60,9 @@ def pack(length_S: np.ndarray, row_length: int) -> Plan:
   left = np.bincount(length_S, minlength=row_length + 1)
   slots, rows = [np.zeros((3, 0), int)], 0  # length, row and place of each
   while left.any():
-    pattern, room, used = [], row_length, np.zeros_like(left)
-    while room and (fits := np.flatnonzero((left > used)[: room + 1])).size:
+    pattern: list[int] = []
+    room, used = row_length, np.zeros_like(left)
+    while room and len(pattern) != most and (fits := np.flatnonzero((left > used)[: room + 1])).size:
       pattern.append(int(fits[-1]))
       used[fits[-1]] += 1
       room -= pattern[-1]

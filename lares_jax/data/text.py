@@ -11,6 +11,7 @@ import hashlib
 import os
 import zlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -73,11 +74,11 @@ def write(store: Store, title_V: Sequence[str], encode: Encode) -> str:
   return path
 
 
-def load(store: Store, width: int, rows: int) -> np.ndarray:
-  """The table of `opened` with `rows` >= V rows, those beyond the items zero [rows, W]."""
-  table_RxW = np.zeros((rows, width), np.float32)
-  table_RxW[:store.num_items] = opened(store, width)
-  return table_RxW
+def part(table_VxW: np.ndarray, index: Any) -> np.ndarray:
+  """What `index` takes out of the table, filled up with rows of zeros beyond the items, float32."""
+  found = table_VxW[index].astype(np.float32)
+  start, stop, _ = index[0].indices(np.iinfo(np.int64).max)
+  return np.pad(found, [(0, stop - start - len(found)), (0, 0)]) if index[0].stop else found
 
 
 def fingerprint(store: Store, width: int) -> str:

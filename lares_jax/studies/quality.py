@@ -28,16 +28,11 @@ class Measured(NamedTuple):
   change: dict[str, np.ndarray]  # by criterion [T, M]; see adaptive.changes
 
 
-def sample(experiment: Experiment, split: str, users: int) -> np.ndarray:
-  """Which of the split's targets to measure: `users` of them at even distances, or all if 0."""
-  count = len(experiment.store.targets(split)[0])
-  return np.linspace(0, count - 1, min(users or count, count)).astype(int)
-
-
 def measure(experiment: Experiment, params, split: str, most: int, users: int = 0) -> Measured:
   """One run to depth `most`, looked at after each step."""
   step = functools.partial(_every_step, experiment.evaluator, most, params)
-  rank, item, change = experiment.evaluator.over(step, split, sample(experiment, split, users))
+  evaluator = experiment.evaluator
+  rank, item, change = evaluator.over(step, split, evaluator.sample(split, users))
   same_TxM = (item == item[-1]).all(axis=-1)
   settled_TxM = np.logical_and.accumulate(same_TxM[::-1])[::-1]
   return Measured(rank, settled_TxM, change)
@@ -137,7 +132,8 @@ def width_lines(experiment: Experiment, params, depths: Sequence[int], widths: S
                 users: int, cost: PerUser) -> list[dict[str, Any]]:
   """Test quality of the mean user vector over n draws of the initial state, at each depth."""
   step = functools.partial(_of_draws, experiment.evaluator, tuple(depths), tuple(widths), params)
-  rank_XxM = experiment.evaluator.over(step, 'test', sample(experiment, 'test', users))
+  evaluator = experiment.evaluator
+  rank_XxM = evaluator.over(step, 'test', evaluator.sample('test', users))
   lines, start = [], cost.at(0)['mflops_per_user']
   for n, width in enumerate(widths):
     for d, depth in enumerate(depths):

@@ -28,6 +28,7 @@ class EvaluationConfig:
   batch_rows: int = 128
   depths: tuple[int, ...] = (1, 2, 4, 8, 12, 16)
   history: History = 'ranked'  # in what validation chooses by
+  users: int = 0  # that training validates on, at even distances; 0: all, as in the final report
   noise_seed: int = 0  # of Z_0; the spread over draws is reported by `evaluate --draws`
 
   def __post_init__(self):
@@ -47,8 +48,8 @@ class Evaluator:
   mesh: jax.sharding.Mesh
 
   def ranks(self, params, split: str, depths: tuple[int, ...], *, history: History | None = None,
-            draw: int = 0) -> np.ndarray:
-    """Ranks [depth, M] of the split's targets, in the order of `store.targets(split)`.
+            draw: int = 0, users: int = 0) -> np.ndarray:
+    """Ranks [depth, M] of the split's targets, or of a `sample`, in their order.
 
     All depths come from one run to the deepest: a state at depth 4 is on the way to depth 16. The
     history is ranked or removed as the config says, unless `history` does.
@@ -56,7 +57,12 @@ class Evaluator:
     if not len(self.store.targets(split)[0]):
       return np.zeros((len(depths), 0))
     function = lambda batch: self.batch_ranks(params, batch, np.int32(draw), depths)
-    return self.over(function, split, history=history).astype(np.float64)
+    return self.over(function, split, self.sample(split, users), history=history).astype(np.float64)
+
+  def sample(self, split: str, users: int) -> np.ndarray:
+    """Which of the split's targets to look at: `users` of them at even distances, or all if 0."""
+    count = len(self.store.targets(split)[0])
+    return np.linspace(0, count - 1, min(users or count, count)).astype(int)
 
   def over(self, function, split: str, chosen_M=slice(None), *, history: History | None = None) -> Any:
     """`function(batch)`, a tree of arrays [X, B * A, ..], over a split's targets: a tree of [X, M, ..].
