@@ -7,9 +7,12 @@ import types
 import numpy as np
 import pytest
 import tiny
+from scipy import stats
+from scipy.special import softmax
 
 from lares_jax import adaptive
 from lares_jax.adaptive import CRITERIA, Rule
+from lares_jax.catalogue import Catalogue, CatalogueConfig
 from lares_jax.errors import InputError
 from lares_jax.experiment import Experiment
 from lares_jax.files import write_json
@@ -128,3 +131,19 @@ def test_the_rule_comes_from_the_study(run):
   assert json.loads((workdir / 'adaptive.json').read_text()) == content
   for name in ('adaptive.json', 'result.json'):
     (workdir / name).unlink()
+
+
+def test_changes_by_hand():
+  """Of five queries, over the ten items of twelve that are best after the step."""
+  table_VxD, old_MxD, new_MxD = (np.random.default_rng(n).normal(size=(rows, 3)).astype(np.float32)
+                                 for n, rows in enumerate((12, 5, 5)))
+  catalogue = Catalogue(CatalogueConfig(tau=0.5, tile=4, block=4), 12)
+  found, item_MxK = adaptive.changes(catalogue, table_VxD, old_MxD, new_MxD, np.ones(5, bool))
+  best_MxK = np.argsort(-new_MxD @ table_VxD.T)[:, :10]
+  np.testing.assert_array_equal(item_MxK, best_MxK)
+  old, new = (np.take_along_axis(x @ table_VxD.T / 0.5, best_MxK, 1) for x in (old_MxD, new_MxD))
+  length = lambda x_MxD: np.linalg.norm(x_MxD, axis=1)
+  wanted = {'state': length(new_MxD - old_MxD) / length(old_MxD), 'scores': np.abs(new - old).max(1),
+            'kl': stats.entropy(softmax(new, 1), softmax(old, 1), axis=1)}
+  for name, value_M in wanted.items():
+    np.testing.assert_allclose(found[name], value_M, rtol=1e-4, err_msg=name)

@@ -204,3 +204,53 @@ def test_the_noise_of_the_gate_is_for_training_alone():
 
   np.testing.assert_array_equal(fused(True, False), fused(False, True))
   assert (fused(True, True) != fused(True, False)).any()
+
+
+@pytest.mark.parametrize('name', LAYERS)
+def test_each_part_drops_by_its_own_rate_in_training_alone(name):
+  z_BxLxD = _noise(PREFIXES)
+
+  def parts(train, **rates):
+    rates = {'embed_dropout': 0.0, 'pre_dropout': 0.0, 'core_dropout': 0.0, **rates}
+    model = Lares(dataclasses.replace(_config(name), **rates), 20).bind(
+      {'params': _params(name)}, rngs={'dropout': jax.random.key(0)})
+    return (model.embedded(PREFIXES, train), model.prelude(PREFIXES, train),
+            model.reason(z_BxLxD, PREFIXES, z_BxLxD, 1, 1, train).state_BxLxD)
+
+  for part, where in (('embed', [1, 1, 0]), ('pre', [0, 1, 0]), ('core', [0, 0, 1])):
+    rate = {f'{part}_dropout': 0.5}
+    plain, dropped = parts(False, **rate), parts(True, **rate)
+    assert [not np.allclose(a, b, atol=1e-4) for a, b in zip(plain, dropped)] == where, part
+
+
+def test_a_gru_layer_by_hand():
+  p, x_LxD = jax.tree.map(np.asarray, _params('gru')['pre_0']), _noise(PREFIXES)[1]
+  layer = LAYERS['gru'](_config('gru').backbone, 0.0)
+  got_LxD = layer.apply({'params': p}, _noise(PREFIXES), Context.of(PREFIXES), False)[1]
+  sigmoid, state_F = lambda x: 1 / (1 + np.exp(-x)), np.zeros(16)
+  for x_D, got_D in zip(x_LxD, got_LxD):
+    said, kept = x_D @ p['input']['kernel'] + p['input']['bias'], state_F @ p['recurrent']
+    reset_F, update_F = sigmoid(said[:16] + kept[:16]), sigmoid(said[16:32] + kept[16:32])
+    new_F = np.tanh(said[32:] + reset_F * kept[32:])
+    state_F = update_F * state_F + (1 - update_F) * new_F
+    out_D = x_D + state_F @ p['output']['kernel'] + p['output']['bias']
+    norm = p['norm']['norm']
+    want_D = (out_D - out_D.mean()) / out_D.std() * norm['scale'] + norm['bias']
+    np.testing.assert_allclose(got_D, want_D, rtol=1e-4, atol=1e-4)
+
+
+def test_an_hstu_layer_by_hand():
+  p, x_LxD = jax.tree.map(np.asarray, _params('hstu')['pre_0']), _noise(PREFIXES)[1]
+  layer, time_L = HstuLayer(_config('hstu').backbone, 0.0), PREFIXES.time_BxL[1]
+  got_LxD = layer.apply({'params': p}, _noise(PREFIXES), Context.of(PREFIXES), False)[1]
+  silu = lambda x: x / (1 + np.exp(-x))
+  norm = lambda x, p: (x - x.mean()) / np.sqrt(x.var() + 1e-6) * p['norm']['scale'] + p['norm']['bias']
+  uvqk_Lx4D = silu(np.stack([norm(x_D, p['input_norm']) for x_D in x_LxD]) @ p['uvqk']['kernel'])
+  u, v, q, k = np.split(uvqk_Lx4D, 4, axis=1)
+  for n in range(8):  # the query; it sees n + 1 tokens
+    digits = [int(gap).bit_length() for gap in time_L[n] - time_L[: n + 1]]
+    bias = p['position_bias'][np.arange(n, -1, -1)] + p['time_bias'][digits]
+    mixed_D = np.concatenate([silu(k[: n + 1, h] @ q[n, h] + bias) @ v[: n + 1, h] / (n + 1)
+                              for h in (slice(4), slice(4, 8))])
+    want_D = x_LxD[n] + norm(mixed_D, p['norm']) * u[n] @ p['output']['kernel'] + p['output']['bias']
+    np.testing.assert_allclose(got_LxD[n], want_D, rtol=1e-4, atol=1e-4)

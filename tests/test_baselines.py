@@ -352,3 +352,19 @@ def test_times_reach_training_and_evaluation_and_some_are_hidden(built_in, tmp_p
 def test_settings_that_do_not_go_together_are_named(tmp_path, changes, said):
   with pytest.raises(InputError, match=said):
     _config(make_store(tmp_path), changes)
+
+
+@pytest.mark.parametrize('reasoner', ('erl', 'prl'))
+def test_a_rival_s_loss_and_user_vector_by_hand(reasoner):
+  config = dataclasses.replace(MODEL, reasoner=reasoner, embed_dropout=0.0, pre_dropout=0.0)
+  (model, params), rows, one = _bound(config, ReaRec), _alone(5), np.zeros((1, 1), np.int32)
+  loss = Rearec(ReaRec(config, 20), Catalogue(CatalogueConfig(), 20), RearecConfig(kl=0.5, early=0.3))
+  batch = Batch(rows, one + 4, one + 7, one == 0, None)
+  found, seen = jax.jit(lambda key: loss(params, None, batch, (), key))(jax.random.key(0))
+  thought_TxD = model.thoughts(rows, False)[:, 0, 4]
+  user_D = thought_TxD.mean(axis=0) if reasoner == 'erl' else thought_TxD[2]
+  np.testing.assert_allclose(model.reason(None, rows, None, 2, 2).state_BxLxD[0, 4], user_D, rtol=1e-4)
+  entropy = lambda query_XxD: -jax.nn.log_softmax(query_XxD @ params['item'].T)[..., 7]
+  early = entropy(thought_TxD[:2] / np.array([[25.0], [5.0]])).mean()  # the earlier, the hotter
+  more = 0.3 * early if reasoner == 'prl' else -0.5 * seen['divergence']  # to differ is rewarded
+  np.testing.assert_allclose(found, entropy(user_D) + more, rtol=1e-4)

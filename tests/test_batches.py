@@ -202,3 +202,12 @@ def test_a_row_of_the_shortest_makes_no_room_in_all(tmp_path):
 def test_settings_that_cannot_be_are_named():
   with pytest.raises(InputError, match='row_length'):
     DataConfig(row_length=10, max_history=20)
+
+
+def test_every_epoch_has_an_order_and_company_of_its_own(store):
+  batches = TrainBatches(store, PACKED, batch_rows=1, pairs=0, seed=0)
+  steps = batches.steps_per_epoch
+  first, second = ([batches.batch(step).rows.item_BxL[0].tolist() for step in range(n, n + steps)]
+                   for n in (0, steps))
+  assert first != second, 'the order repeats'
+  assert sorted(first) != sorted(second), 'the same histories share a row'

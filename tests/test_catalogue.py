@@ -187,3 +187,10 @@ def test_float32_scores_are_float32_on_every_machine(dtype, exact):
   assert len(products) > 3
   told = [line.count('HIGHEST') == 2 for line in products]
   assert all(told) if exact else not any(told), 'a product that is not scoring.product'
+
+
+def test_a_tie_is_rounding_and_no_more():
+  table = jnp.ones((3, 4)).at[1].set(1 + 1e-5).at[2].set(1 + 1e-7)
+  rank = Catalogue(CatalogueConfig(block=2), 3).ranks(
+    jnp.ones((1, 4)), jnp.array([0]), jnp.array([True]), table)
+  assert rank[0] == 1.5

@@ -70,3 +70,5 @@ def test_the_benchmark_takes_steps_of_both_phases(tmp_path):
   assert ','.join(f['what'] for f in figures) == what
   assert [f['unit'] for f in figures] == ['targets', 'prompts', 'histories']
   assert all(f['units/s'] > 0 for f in figures) and all(f['HLO lines'] > 100 for f in figures[:2])
+  served = figures[2]  # 4,096 at once, however often it was warmed up
+  assert served['units/s'] == pytest.approx(4096e3 / served['p50 ms'], rel=0.01)

@@ -13,7 +13,7 @@ import pytest
 from tiny import make_config, make_store
 
 from configs import compare_beauty, compare_ml100k, compare_rows, depth_study
-from lares_jax import compare, comparison, metrics, run
+from lares_jax import compare, comparison, metrics, run, significance
 from lares_jax import config as config_lib
 from lares_jax.comparison import Plan, Row
 from lares_jax.config import Config
@@ -417,3 +417,42 @@ def test_runs_of_different_data_are_not_compared(store, tmp_path):
     comparison.start(mixed, tmp_path / 'mixed')
   same = dataclasses.replace(mixed, data_path=store.directory)
   assert comparison.start(same, tmp_path / 'same')['other'][0].store.fingerprint == store.fingerprint
+
+
+def test_p_values_know_the_spread_of_all_runs_and_which_share_their_training(store, tmp_path):
+  plan = _plan(store, seeds=(0, 1, 2))
+  experiments = comparison.start(plan, tmp_path)
+  for name, shift in (('plain', 0.0), ('lares', 1.0)):
+    for experiment in experiments[name]:
+      _pretend(experiment, shift)
+  found = {x['run']: x['p'] for x in compare.compare(plan, experiments) if x['history'] == 'removed'}
+  gain = lambda name, phase: np.stack([metrics.per_user(
+    np.load(e.workdir / 'ranks.npz')[f'{phase}_test_removed'])['ndcg@10'] for e in experiments[name]])
+  plain, one, two = gain('plain', 'posttrain'), gain('lares', 'pretrain'), gain('lares', 'posttrain')
+  spread = significance.pooled([plain.mean(1), two.mean(1)])  # a row `of` another has no runs to add
+  of = lambda *sides, **how: significance.difference(*sides, spread, resamples=199, **how).p
+  assert [found['lares'], found['phase_one'], found['phase_two']] == pytest.approx(
+    [of(two, plain), of(one, plain), of(two, one, same_runs=True)])
+
+
+def test_a_run_of_other_phases_is_not_finished(store, tmp_path):
+  plan = _plan(store)
+  experiment = comparison.start(plan, tmp_path)['lares'][0]
+  _pretend(experiment)
+  assert comparison.finished(experiment)
+  assert not comparison.finished(dataclasses.replace(
+    experiment, config=dataclasses.replace(experiment.config, phases='pretrain')))
+
+
+@pytest.mark.parametrize('kept, planned', (
+  ('beauty', compare_beauty.get_config()), ('beauty_depth', compare_beauty.get_config('depth')),
+  ('ml100k', compare_ml100k.get_config('text')), ('ml100k_depth', compare_ml100k.get_config('depth'))))
+def test_kept_tables_hold_rows_against_what_the_plan_says(kept, planned):
+  plan, seen = comparison.plan_of(planned), 0
+  for row in (RESULTS / f'{kept}.md').read_text().splitlines():
+    cells = [cell.strip() for cell in row.split('|')[1:-1]]
+    if len(cells) == 17 and cells[0] in plan.runs and cells[12]:
+      assert cells[12] == plan.against(cells[0]), cells[0]
+      assert int(cells[1]) <= len(plan.seeds_of(cells[0])), cells[0]
+      seen += 1
+  assert seen

@@ -140,3 +140,20 @@ def test_posttraining_losses_and_gradients(name, reward):
   np.testing.assert_allclose(seen['advantage_GxM'].T, want('advantage_BxG'), rtol=1e-4, atol=1e-5)
   np.testing.assert_allclose(total, want('loss'), rtol=1e-4, atol=1e-6)
   _compare(grads, golden, f'rpt/{reward}/grad/', 1e-4)
+
+
+@pytest.mark.parametrize('view', ('dropout', 'partner'))
+def test_duorec_s_term_is_of_the_views_that_it_names(view):
+  name, golden = 'transformer_add_dot', load('transformer_add_dot')
+  model, batch, params = Lares(config(name), 30), _paired(golden), tree(golden, 'param/')
+  z_BxLxD = golden['input/initial_state_SxBxLxD'][:3].reshape(18, 8, 16)
+  objective = pretrain.Pretrain(model, _scoring(name), DEPTH,
+                                pretrain.PretrainConfig(alpha=0.0, gamma_view=view))
+  _, seen = jax.jit(objective.loss)(
+    params, batch, pretrain.Draw(4, 0), z_BxLxD, [jax.random.key(0)] * 2)
+  state_BxLxD = model.apply({'params': params}, batch.rows, z_BxLxD, 4, cap=4).state_BxLxD
+  anchor_PxD, partner_PxD, copy_PxD = (
+    state_BxLxD.reshape(-1, 16)[place_P] for place_P in batch.pairs[:3])
+  first_PxD = anchor_PxD if view == 'dropout' else partner_PxD
+  want = pretrain.infonce(first_PxD, copy_PxD, 1.0, batch.pairs.real_PxP, within=view == 'partner')
+  np.testing.assert_allclose(seen[f'{view}_alignment'], want, rtol=1e-5)

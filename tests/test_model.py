@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import types
 import typing
 
 import jax
@@ -17,6 +18,7 @@ from lares_jax.model import depth
 from lares_jax.model.depth import DepthConfig
 from lares_jax.model.dropout import Dropout
 from lares_jax.model.lares import Lares, initial_state
+from lares_jax.objectives.pretrain import Pretrain, PretrainConfig
 
 ITEMS = np.arange(20, dtype=np.int32)
 
@@ -165,3 +167,37 @@ def test_settings_that_cannot_be_are_named():
     config.update_from_flattened_dict({key: value})
     with pytest.raises(InputError, match=f"config.{key}='{value}': use one of "):
       config_lib.typed(config)
+
+
+@pytest.mark.parametrize('combine', ('concat', 'gated'))
+def test_parameters_are_born_as_published(combine):
+  """Weights and tables from normal(0, 0.02), biases 0, and a gate that is half open."""
+  backbone = dataclasses.replace(MODEL.backbone, width=64, inner=128)
+  config = dataclasses.replace(MODEL, backbone=backbone, combine=combine, positions=50)
+  rows = _rows([0], [5], [0], [0], (1, 8))
+  params = Lares(config, 200).init(jax.random.key(0), rows, jnp.zeros((1, 8, 64)), 1, cap=1)['params']
+  for path, x in jax.tree.leaves_with_path(params):
+    if path[-1].key in ('bias', 'gate', 'scale'):
+      np.testing.assert_array_equal(x, path[-1].key == 'scale')
+    else:
+      assert 0.019 < x.std() < 0.021 and abs(x.mean()) < 0.002, jax.tree_util.keystr(path)
+
+
+def test_depths_are_as_wide_as_published():
+  """Of mean recurrence 4: the spread by the log-normal's, and where a law is cut."""
+  for law, std, most in (('poisson_lognormal', 2.69, 12), ('poisson_bounded', 1.88, 8),
+                         ('uniform', 2.29, 8)):
+    draws = depth.draw(DepthConfig(4, law), np.random.default_rng(0), 40_000)
+    assert abs(draws.std() - std) < 0.05 and draws.max() == most, law
+
+
+def test_phase_one_draws_a_state_for_each_row_and_any_step_that_was_taken(monkeypatch):
+  objective = Pretrain(Lares(MODEL, 20), None, DepthConfig(4, 'constant'), PretrainConfig())
+  picks = [int(objective.draw(np.random.default_rng(n)).pick) for n in range(400)]
+  step, count = np.unique(picks, return_counts=True)
+  np.testing.assert_array_equal(step, [0, 1, 2, 3])
+  assert (abs(count - 100) < 5 * np.sqrt(75)).all()
+  monkeypatch.setattr(Pretrain, 'loss', lambda *args: args[4])
+  twice = types.SimpleNamespace(rows=_rows([4, 4], [5, 5], [0, 1], [0, 0], (2, 8)))
+  z_BxLxD = objective(None, None, twice, None, jax.random.key(0))
+  assert (z_BxLxD[0] != z_BxLxD[1]).all(), 'a copy of a row is another view of it'

@@ -12,7 +12,8 @@ from lares_jax.catalogue import Catalogue, CatalogueConfig
 from lares_jax.data.batches import DataConfig, TrainBatches
 from lares_jax.model.depth import DepthConfig
 from lares_jax.model.lares import Lares
-from lares_jax.objectives.posttrain import Posttrain, PosttrainConfig, advantages
+from lares_jax.objectives import posttrain
+from lares_jax.objectives.posttrain import Posttrain, PosttrainConfig, advantages, divergence
 
 REWARD_GxM = np.array([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0], [0.0, 0.0, 1.0], [0.0, 0.0, 1.0]])
 DEPTH_G = np.array([1, 3, 5], np.int32)
@@ -82,3 +83,34 @@ def test_a_policy_is_its_reference_where_they_share_their_noise(batches, noise):
   params = _params(objective, batches['packed'], 0)
   _, seen = jax.jit(objective)(params, params, batches['packed'], DEPTH_G, jax.random.key(0))
   assert seen['kl'] == 0 if noise == 'shared' else seen['kl'] > 1e-6
+
+
+@pytest.mark.parametrize('noise', ('shared', 'independent'))
+def test_rollouts_differ_by_initial_state_and_depth(batches, monkeypatch, noise):
+  monkeypatch.setattr(Posttrain, 'loss', lambda *args: args[5])
+  objective, rows = _objective(reference_noise=noise), batches['packed'].rows
+  ours, theirs = objective(None, None, batches['packed'], DEPTH_G, jax.random.key(0))
+  z_BxGxLxD = ours.reshape(len(rows.item_BxL), 3, -1, 8)
+  assert (z_BxGxLxD[:, :1] != z_BxGxLxD[:, 1:]).all(), 'rollouts share their initial state'
+  assert (ours == theirs).all() == (noise == 'shared')
+  depth_SxG = [objective.draw(np.random.default_rng(n)) for n in range(20)]
+  assert (np.ptp(depth_SxG, axis=1) > 0).mean() > 0.5, 'rollouts share their depth'
+
+
+@pytest.mark.parametrize('part', ('pre_dropout', 'core_dropout'))
+def test_the_policy_drops_and_its_reference_does_not(batches, monkeypatch, part):
+  objective, batch, called = _objective(), batches['packed'], []
+  model = dataclasses.replace(objective.model.config, **{part: 0.5})
+  objective = dataclasses.replace(objective, model=Lares(model, 30))
+  params = _params(objective, batch, 0)
+  z_NxLxD = jnp.zeros((3 * len(batch.rows.item_BxL), batch.rows.item_BxL.shape[1], 8))
+  monkeypatch.setattr(posttrain, 'divergence', lambda *args: called.append(args) or divergence(*args))
+
+  @jax.jit
+  def logprobs(key):
+    objective.loss(params, params, batch, DEPTH_G, (z_NxLxD, z_NxLxD), key)
+    return called[-1]
+
+  (policy, reference), (other, again) = map(logprobs, jax.random.split(jax.random.key(0)))
+  assert (policy != other).any()
+  np.testing.assert_array_equal(reference, again)

@@ -419,3 +419,24 @@ def test_options_that_a_prepared_directory_cannot_follow_are_refused(tmp_path):
     prepared(made, PrepareOptions(k_core=5), tmp_path)
   with pytest.raises(InputError, match='made: exists; choose another'):
     prepare(str(log), made)
+
+
+def test_what_is_asked_of_the_reading_reaches_it(tmp_path):
+  """A minimum rating, what orders ties, faulty rows left out, and users of fewer than four."""
+  rows = ['u,a,1,5,10', 'u,b,1,5,9', 'u,c,2,2,1', 'u,d,3,3,1', 'u,e,soon,5,1', 'u,f,4,4,1',
+          *(f'v,{item},1,5,1' for item in 'abd')]
+  path = tmp_path / 'log.csv'
+  path.write_text('\n'.join(['who,what,when,stars,rank', *rows]))
+  store = prepare(str(path), tmp_path / 'set', PrepareOptions(
+    user='who', item='what', time='when', rating='stars', min_rating=3, tie_break='rank',
+    bad_rows='skip', min_length=4))
+  assert contents(store) == {'u': ([('b', 1), ('a', 1)], [('d', 3)], [('f', 4)])}
+  assert sum(store.meta['left_out'].values()) == 1 + 1 + 3 + 1  # rated low, faulty, short, and a user
+
+
+def test_cuts_are_in_seconds_where_times_have_fractions(tmp_path):
+  path = tmp_path / 'log.csv'
+  path.write_text('user,item,time\nu,a,1.25\nu,b,2.5\nu,c,3.5\nu,d,4\n')
+  store = prepare(str(path), tmp_path / 'set', PrepareOptions(
+    **NAMED, split='global_time', cuts=(2.5, 4)))
+  assert [[item for item, _ in part] for part in contents(store)['u']] == [['a'], ['b', 'c'], ['d']]

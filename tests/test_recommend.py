@@ -1,6 +1,7 @@
 """Recommending for raw histories: the class, the command and the exported artifact say the same."""
 
 import ast
+import contextlib
 import dataclasses
 import hashlib
 import importlib.util
@@ -388,3 +389,35 @@ def test_importing_the_package_is_light():
   code = 'import sys, lares_jax; sys.exit("jax" in sys.modules)'
   assert subprocess.run([sys.executable, '-c', code], check=False).returncode == 0, (
     'import lares_jax imports jax: keep the import inside __getattr__')
+
+
+def test_the_phase_and_depth_that_the_result_chose_recommend(run, tmp_path):
+  shutil.copytree(run.workdir, tmp_path / 'run')
+  params = jax.tree.map(lambda x: x + 1, run.recommender.params)
+  with contextlib.closing(Checkpoints(tmp_path / 'run', 'posttrain')) as checkpoints:
+    checkpoints.save_best(0, params, {})
+  result = run.experiment.result()
+  write_json(tmp_path / 'run' / 'result.json', {**result, 'phase': 'posttrain', 'depth': 1})
+  chosen = Recommender.load(str(tmp_path / 'run'))
+  np.testing.assert_array_equal(chosen.params['item'], params['item'])
+  assert chosen.depth == 1
+
+
+def test_a_run_of_many_devices_recommends_on_one(run, tmp_path):
+  shutil.copytree(run.workdir, tmp_path / 'run')
+  content = json.loads((tmp_path / 'run' / 'config.json').read_text())
+  content['config']['mesh'] = {'data': 2, 'catalogue': 4}
+  write_json(tmp_path / 'run' / 'config.json', content)
+  here = Recommender.load(str(tmp_path / 'run')).recommend([['i1']])
+  assert here == run.recommender.recommend([['i1']])
+
+
+def test_the_command_answers_all_users_as_asked(run):
+  out = subprocess.run(
+    [sys.executable, '-m', 'lares_jax.recommend', f'--workdir={run.workdir}', '--k=3', '--depth=1',
+     '--all_users', '--noexclude_history'], text=True, capture_output=True, check=True)
+  store, lines = run.store, [json.loads(line) for line in out.stdout.splitlines()]
+  whole = [store.item_ids[store.items_N[a:b]].to_list() for a, b in itertools.pairwise(store.offsets)]
+  wanted = run.recommender.recommend(whole, k=3, depth=1, exclude_history=False)
+  assert [line['user'] for line in lines] == store.user_ids.to_list()
+  assert [line['items'] for line in lines] == [r.items for r in wanted]

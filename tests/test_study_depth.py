@@ -25,6 +25,7 @@ from lares_jax.model.backbone import BackboneConfig
 from lares_jax.recommender import Recommender
 from lares_jax.studies import cost, depth_study, page, quality, timing
 from lares_jax.training.checkpoint import Checkpoints
+from lares_jax.training.evaluation import begin, ranks_of_stack, user_vectors
 
 DEPTHS, WIDTHS = [2, 4], [1, 2]
 ROOT = pathlib.Path(__file__).parents[1]
@@ -266,3 +267,57 @@ def test_page_escapes_what_it_is_given():
   plot = page.Plot('<b>', 'x', 'y', [])
   text = page.page('a & b', ['1 < 2'], {'p': (plot, b'')}, {'t': (['<i>'], [['&']])})
   assert '&lt;b&gt;' in text and '1 &lt; 2' in text and '<i>' not in text and 'a &amp; b' in text
+
+
+def test_draws_are_different_and_their_vectors_averaged(run):
+  e, depths = run.experiment, tuple(DEPTHS)
+
+  def of(draws, batch):
+    vector_TxBxAxD = sum(user_vectors(
+      e.model, run.params, batch.rows, batch.place_BxA,
+      begin(e.model, run.params, batch.rows, 0, draw), depths) for draw in draws)
+    return ranks_of_stack(
+      e.catalogue, vector_TxBxAxD.reshape(len(depths), -1, 8), batch, run.params['item'])
+
+  one, two = ([metrics.summary(rank_M)['mrr'] for rank_M in e.evaluator.over(
+    functools.partial(of, draws), 'test')] for draws in ((0,), (0, 1)))
+  assert one != two, 'these draws tell nothing'
+  assert [line['mrr'] for line in run.rows['width']] == pytest.approx([*one, *two])
+
+
+def test_the_line_of_a_depth_is_of_that_step():
+  rng = np.random.default_rng(0)
+  rank_TxM, change_TxM = rng.integers(0, 30, (4, 50)), rng.random((4, 50))
+  measured = quality.Measured(rank_TxM, change_TxM < 0.5, {'state': change_TxM})
+  second, last, oracle = quality.by_depth('test', measured, [2, 4])
+  for line, t in ((second, 1), (last, 3)):
+    assert line['state_change'] == pytest.approx(change_TxM[t].mean())
+    assert line['settled'] == (change_TxM[t] < 0.5).mean()
+    assert line['mrr'] == pytest.approx(metrics.summary(rank_TxM[t])['mrr'])
+  deeper_M = rank_TxM[3] < rank_TxM[1]
+  assert oracle['mean_steps'] == pytest.approx(2 + 2 * deeper_M.mean())
+
+
+def test_the_report_says_what_the_tables_say(run):
+  chosen, = (line for line in run.rows['adaptive'] if line['chosen'])
+  best = max((line for line in run.rows['quality'] if line['split'] == 'valid'
+              and line['depth'] != 'oracle'), key=lambda line: line['ndcg@10'])['depth']
+  fixed, = (line for line in run.rows['adaptive']
+            if line['criterion'] == 'fixed' and line['mean_steps'] == best)
+  share = lambda key: f'{chosen[key] / fixed[key]:.1%}'
+  text = html.unescape((run.output / 'report.html').read_text())
+  assert f'Best fixed depth on validation: {best}; test NDCG@10 {fixed["ndcg@10"]:.4f} (' in text
+  assert f': {share("ndcg@10")} of that NDCG@10 with {share("mean_steps")} of the steps' in text
+  assert f'and {share("full_ms")} of the time' in text
+
+
+def test_a_rule_that_scores_pays_for_its_scores(run):
+  per_step = cost.catalogue_flops(run.experiment) / 1e6
+  counted = cost.per_user(run.experiment)
+  for line in run.rows['adaptive']:
+    if line['criterion'] != 'fixed':
+      for of in ('', 'valid_'):
+        steps = line[f'{of}mean_steps']
+        extra = steps * per_step if line['criterion'] != 'state' else 0
+        assert line[f'{of}mflops_per_user'] == pytest.approx(
+          counted.at(steps)['mflops_per_user'] + extra)

@@ -1,6 +1,5 @@
-"""Whole runs on tiny data: one program, exact resume, faults, and what is left on disk."""
+"""Whole runs on tiny data: exact resume, starts from one another, and what is left on disk."""
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -13,18 +12,14 @@ import sys
 import jax
 import numpy as np
 import pytest
-from tensorboardX.proto.event_pb2 import Event
-from tiny import end, latest, make_config, make_store
+from tiny import end, make_config, make_store
 
 from lares_jax import comparison, files, metrics, run, selection
-from lares_jax import config as config_lib
 from lares_jax.config import SelectConfig
 from lares_jax.data import text
 from lares_jax.errors import InputError
 from lares_jax.experiment import Experiment
 from lares_jax.training import loop
-from lares_jax.training.log import Log
-from lares_jax.training.state import Phase
 
 ALL = 'pretrain,select,posttrain'
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -216,16 +211,6 @@ def test_a_killed_run_ends_with_the_same_bits(
     assert _lines(tmp_path) == _lines(finished.workdir), 'metrics lines differ, are missing or repeated'
 
 
-@pytest.mark.parametrize('saved', (False, True))
-def test_what_was_logged_before_anything_was_saved_is_taken_out(tmp_path, saved):
-  """Killed between the first validation and its checkpoint, a phase validates again."""
-  log = Log(tmp_path, 'posttrain', 0, 10, saved=False)
-  log.write(0, 'validation', {'ndcg@10': 0.5})
-  log.close()
-  Log(tmp_path, 'posttrain', 0, 10, saved=saved).close()
-  assert len((tmp_path / 'metrics.jsonl').read_text().splitlines()) == saved
-
-
 def test_a_signal_saves_and_says_how_it_ended(store, tmp_path, monkeypatch):
   experiment = Experiment.start(make_config(store), str(tmp_path))
   settle, count = loop._settle, 0
@@ -250,110 +235,6 @@ def test_a_signal_saves_and_says_how_it_ended(store, tmp_path, monkeypatch):
   with pytest.raises(loop.Interrupted) as stop:  # one that comes while the last of a phase is saved
     run.train(experiment)
   assert stop.value.code == 130
-
-
-def test_a_second_ctrl_c_stops_at_once():
-  with contextlib.closing(loop.Signals()) as signals:
-    os.kill(os.getpid(), signal.SIGINT)
-    assert signals.caught == signal.SIGINT
-    with pytest.raises(KeyboardInterrupt):
-      os.kill(os.getpid(), signal.SIGINT)
-
-
-def test_patience_ends_a_run_and_it_stays_ended(store, tmp_path):
-  """And the best is of its evaluation: here the third of five, of two without a better one."""
-  experiment = Experiment.start(make_config(store), str(tmp_path))
-  phase, scores, seen = experiment.pretraining(), iter((0.1, 0.05, 0.3, 0.2, 0.25)), []
-
-  def validate(params):
-    seen.append(jax.device_get(params))
-    return {'ndcg@10': next(scores), 'recall@10': 0.0}
-
-  train = dataclasses.replace(phase.train, epochs=9, patience=2)
-  phase = dataclasses.replace(phase, train=train, validate=validate)
-  for _ in range(2):  # the second time there is nothing to do
-    loop.run(phase, experiment.init_params, experiment.abstract_params, tmp_path, {}, experiment.mesh)
-    last, (best, metrics, step) = latest(tmp_path, 'pretrain'), experiment.best('pretrain')
-    assert len(seen) == 5 and int(last.state['step']) == 5 * phase.eval_every
-    assert last.progress == dict(best_step=step, best_ndcg=0.3, stale=2, skipped=0)
-    assert step == 3 * phase.eval_every and metrics['ndcg@10'] == 0.3
-    jax.tree.map(np.testing.assert_array_equal, jax.device_get(best), seen[2])
-
-
-def test_the_average_that_is_evaluated(store, tmp_path):
-  experiment = Experiment(make_config(store), tmp_path)
-  phase = experiment.pretraining()
-  phase = dataclasses.replace(phase, train=dataclasses.replace(phase.train, ema=0.15))
-  state, step_of = phase.fresh(experiment.init_params()), jax.jit(phase.update)
-  want = np.asarray(state.params['item'])
-  for step, rate in enumerate((0.1, 0.15, 0.15)):  # 1/10 at first, then no more than asked for
-    draw = phase.objective.draw(np.random.default_rng(step))
-    state, _ = step_of(state, None, phase.batches.batch(step), draw)
-    want = rate * want + (1 - rate) * np.asarray(state.params['item'])
-    np.testing.assert_allclose(state.evaluated['item'], want, rtol=1e-5)
-  assert np.abs(want - state.params['item']).max() > 1e-5
-
-
-def test_one_compilation_for_all_depths_and_steps(store, tmp_path, monkeypatch):
-  traces, update = [], Phase.update
-
-  def counted(*args):
-    traces.append(1)
-    return update(*args)
-
-  monkeypatch.setattr(Phase, 'update', counted)
-  experiment = Experiment.start(make_config(store), str(tmp_path))
-  loop.run(experiment.pretraining(), experiment.init_params, experiment.abstract_params, tmp_path, {},
-           experiment.mesh)
-  assert len(traces) == 1
-
-
-def test_a_gradient_that_is_not_finite_stops_before_the_update(store, tmp_path):
-  experiment = Experiment.start(make_config(store), str(tmp_path))
-  phase = experiment.pretraining()
-  params = experiment.init_params()
-  params['position'] = params['position'].at[0, 0].set(np.nan)
-  said = r'step 0 is not finite \(.*loss.*first parameter.*input_norm.*on_nan'
-  with pytest.raises(InputError, match=said):
-    loop.run(phase, lambda: params, experiment.abstract_params, tmp_path, {}, experiment.mesh)
-  assert loop.Checkpoints(tmp_path, 'pretrain').latest_step is None
-
-
-def test_on_nan_skips_so_many_steps_and_goes_on(store, tmp_path, capsys):
-  experiment = Experiment.start(make_config(store), str(tmp_path))
-  phase = experiment.pretraining()
-
-  class Faulty:
-    """The objective, but that step 1 is not finite."""
-
-    def draw(self, generator):
-      faulty = generator.bit_generator.state == np.random.default_rng([0, 3, 1]).bit_generator.state
-      return phase.objective.draw(generator), np.float32(np.nan if faulty else 1)
-
-    def __call__(self, params, reference, batch, draw, key):
-      loss, seen = phase.objective(params, reference, batch, draw[0], key)
-      return loss * draw[1], seen
-
-  train = dataclasses.replace(phase.train, on_nan=1)
-  faulty = dataclasses.replace(phase, objective=Faulty(), train=train)
-  loop.run(faulty, experiment.init_params, experiment.abstract_params, tmp_path, {}, experiment.mesh)
-  assert 'step 1 is not finite; skipped (1 so far)' in capsys.readouterr().out
-  last = latest(tmp_path, 'pretrain')
-  assert last.progress['skipped'] == 1 and int(last.state['step']) == phase.steps
-  assert all(np.isfinite(x).all() for x in jax.tree.leaves(last.state))
-
-
-def test_a_half_written_checkpoint_is_ignored_with_a_warning(tmp_path, capsys):
-  left = tmp_path / 'checkpoints' / 'pretrain' / 'latest' / '7.orbax-checkpoint-tmp-1'
-  left.mkdir(parents=True)
-  for phase in ('pretrain', 'posttrain'):  # a reader, beside a run that is still saving
-    reader = loop.Checkpoints(tmp_path, phase, read_only=True)
-    assert reader.latest_step is None and left.exists()
-    reader.close()
-  assert not (tmp_path / 'checkpoints' / 'posttrain').exists() and not capsys.readouterr().err
-  checkpoints = loop.Checkpoints(tmp_path, 'pretrain')
-  assert checkpoints.latest_step is None
-  assert f'{left} was left half written' in capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')  # of its threads
@@ -411,113 +292,6 @@ def test_a_run_that_is_under_way_is_left_alone(finished, store, tmp_path):
     pass  # free again
 
 
-def test_a_workdir_of_another_config_or_data_set_is_refused(store, tmp_path):
-  Experiment.start(make_config(store, seed=1), str(tmp_path))  # nothing saved: it claims nothing
-  Experiment.start(make_config(store), str(tmp_path))
-  (tmp_path / 'checkpoints' / 'pretrain' / 'latest' / '3').mkdir(parents=True)
-  with pytest.raises(InputError, match=r'seed \(0 there, 1 here\)'):
-    Experiment.start(make_config(store, seed=1), str(tmp_path))
-  other = make_store(tmp_path / 'other', seed=1).directory
-  with pytest.raises(InputError, match='the data set'):
-    Experiment.start(make_config(other), str(tmp_path))
-  later = dataclasses.replace(make_config(store).posttrain, dropout=0.3)
-  Experiment.start(make_config(store, posttrain=later), str(tmp_path))  # phase two is still to come
-  Experiment.start(make_config(store, posttrain=later, phases=ALL), str(tmp_path))  # and comes
-  with pytest.raises(InputError, match=r'posttrain\.dropout \(0\.3 there'):
-    Experiment.start(make_config(store, phases=ALL), str(tmp_path))
-  (tmp_path / 'config.json').write_text('{')
-  with pytest.raises(InputError, match=r'config\.json is damaged'):
-    Experiment.start(make_config(store), str(tmp_path))
-  (tmp_path / 'config.json').unlink()
-  with pytest.raises(InputError, match=r'config\.json is missing beside a trained run'):
-    Experiment.start(make_config(store), str(tmp_path))
-
-
-def _purged(directory):
-  """The step of each start that a directory of TensorBoard's tells."""
-  steps = []
-  for file in sorted(directory.iterdir()):
-    data = file.read_bytes()
-    while data:  # length, its checksum, the event, its checksum
-      size = int.from_bytes(data[:8], 'little')
-      event = Event.FromString(data[12:12 + size])
-      if event.HasField('session_log'):
-        steps.append(event.step)
-      data = data[16 + size:]
-  return sorted(steps)
-
-
-def test_a_restart_takes_out_the_lines_that_a_kill_undid(tmp_path):
-  """Here the one at step 6; no metric may hide the counter that tells."""
-  for start, steps in ((0, (2, 4, 6)), (4, (6, 8))):
-    log = Log(tmp_path, 'pretrain', start, 10, start > 0)
-    for step in steps:
-      log.add({'loss': 1.0, 'targets': 5.0})
-      log.flush(step)
-    log.close()
-  lines = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').open()]
-  assert [line['step'] for line in lines] == [2, 4, 6, 8]
-  # TensorBoard takes points out from there on. (Of two starts in one second it keeps the later file.)
-  assert _purged(tmp_path / 'tensorboard' / 'pretrain')[-1] == 5
-  log = Log(tmp_path, 'pretrain', 8, 10, True)
-  with pytest.raises(AssertionError):
-    log.write(9, 'validation', {'step': 3})
-  log.close()
-
-
-def test_a_misspelt_key_names_the_nearest():
-  values = config_lib.defaults()
-  values.unlock()
-  values.pretrain.train.epoch = 3
-  with pytest.raises(InputError, match=r'train\.epoch does not exist; did you mean epochs'):
-    config_lib.typed(values)
-  values = config_lib.defaults()
-  with values.ignore_type():
-    values.seed = 'one'
-  with pytest.raises(InputError, match=r'config\.seed'):
-    config_lib.typed(values)
-  assert config_lib.typed(config_lib.defaults()) == config_lib.Config()
-
-
-@pytest.mark.parametrize('key, value, said', (
-  ('seed', -1, r'config\.seed=-1: use 0 or more'),
-  ('evaluate.depths', (1, -2), r'config\.evaluate\.depths\[1\]=-2: use 0 or more'),
-  ('evaluate.depths', (1, 'two'), r"config\.evaluate\.depths\[1\]='two' is not of type int"),
-  ('evaluate.depths', (), r'evaluate\.depths=\(\): use at least one'),
-  ('depth.mean', 65, r'depth\.mean=65, .*: this model goes from 0 to 64'),
-  ('pretrain.train.log_every_steps', 0, 'log_every_steps=0: use more than 0'),
-  ('catalogue.tau', 0.0, r'config\.catalogue\.tau=0\.0: use more than 0'),
-  ('model.backbone.width', 0, r'config\.model\.backbone\.width=0: use more than 0'),
-  ('model.core_blocks', 0, r'core_blocks=0: use more than 0'),
-  ('catalogue.block', 0, r'config\.catalogue\.block=0: use more than 0'),
-  ('pretrain.train.ema', 1.0, r'train\.ema=1\.0: use less than 1'),
-  ('pretrain.train.optimizer.learning_rate', float('nan'), 'learning_rate=nan: use a finite number'),
-  ('model.pre_dropout', 1.0, 'use at most 0.95'),
-  ('model.core_layers', 0, 'set depth.mean=0'),
-  ('depth.mean', -1, r'config\.depth\.mean=-1: use 0 or more'),
-  ('catalogue.dtype', 'bf16', 'use one of float32, bfloat16'),
-  ('model.backbone.dtype', 'int32', 'use one of float32, bfloat16'),
-))
-def test_values_that_cannot_be_are_refused(key, value, said):
-  values = config_lib.defaults()
-  with values.ignore_type():
-    values.update_from_flattened_dict({key: value})
-  with pytest.raises(InputError, match=said):
-    config_lib.typed(values)
-
-
-def test_settings_that_do_not_go_together_are_refused(store):
-  config = make_config(store)
-  with pytest.raises(InputError, match='positions=8 must reach'):
-    dataclasses.replace(config, data=dataclasses.replace(config.data, max_history=12))
-  bsarec = dataclasses.replace(config.model.backbone, name='bsarec')
-  with pytest.raises(InputError, match='rows=prefix'):
-    dataclasses.replace(config, model=dataclasses.replace(config.model, backbone=bsarec))
-  gbce = dataclasses.replace(config.catalogue, loss='gbce')
-  with pytest.raises(InputError, match=r'catalogue\.loss=gbce: gives no probabilities'):
-    dataclasses.replace(config, catalogue=gbce, phases='pretrain,posttrain')
-
-
 def test_training_validates_on_as_many_users_as_it_is_told(finished):
   params, _, _ = finished.best('pretrain')
   rank_M, = finished.evaluator.ranks(params, 'valid', (2,))
@@ -536,3 +310,40 @@ def test_evaluation_does_not_depend_on_the_batch(finished):
   np.testing.assert_array_equal(*ranks)
   draws = [finished.evaluator.ranks(params, 'test', (1,), draw=d) for d in (0, 1)]
   assert (draws[0] != draws[1]).any(), 'another draw of the noise is another result'
+
+
+def test_phase_two_trains_on_prompts_that_any_noisy_pass_ranks_within_top(
+    finished, store, tmp_path, monkeypatch):
+  posttrain = finished.config.posttrain
+  posttrain = dataclasses.replace(
+    posttrain, start=str(finished.workdir), dropout=0.3, outer_dropout=0.4,
+    train=dataclasses.replace(posttrain.train, batch_rows=1))
+  experiment = Experiment(make_config(
+    store, phases='select,posttrain', posttrain=posttrain, select=SelectConfig(4, 2)), tmp_path)
+  begun = []
+  monkeypatch.setattr(loop, 'run', lambda phase, *_: begun.append(phase))
+  monkeypatch.setattr(run, 'finish', lambda experiment: {})
+  run.train(experiment)
+  params = finished.best('pretrain')[0]
+  rank_2xM = np.concatenate([
+    experiment.evaluator.ranks(params, 'train', (2,), draw=draw) for draw in (1, 2)])
+  wanted_M = (rank_2xM < 4).any(0)
+  assert (wanted_M.sum() > (rank_2xM < 4).sum(1)).all() and (rank_2xM == 4).any(), 'tells nothing'
+  kept_N, (_, end_M) = selection.load(experiment), experiment.store.targets('train')
+  np.testing.assert_array_equal(kept_N[end_M], wanted_M)
+  model, batches = begun[0].objective.model.config, begun[0].batches
+  assert (model.embed_dropout, model.pre_dropout, model.core_dropout) == (0.4, 0.4, 0.3)
+  scored = sum(batches.batch(step).scored_BxA.sum() for step in range(batches.steps_per_epoch))
+  assert scored == wanted_M.sum() == json.loads((tmp_path / 'prompts.json').read_text())['kept']
+
+
+def test_a_start_of_another_scale_is_another_model_and_of_another_dropout_is_not(
+    finished, store, tmp_path):
+  config = make_config(store)
+  pretrain = dataclasses.replace(config.pretrain, start=str(finished.workdir))
+  of = lambda **changes: Experiment(dataclasses.replace(config, pretrain=pretrain, **changes), tmp_path)
+  of(model=dataclasses.replace(config.model, pre_dropout=0.4)).init_params()
+  for name, value in (('tau', 0.5), ('similarity', 'cos')):
+    other = of(catalogue=dataclasses.replace(config.catalogue, **{name: value}))
+    with pytest.raises(InputError, match=f'is another model: catalogue.{name}'):
+      other.init_params()
