@@ -70,6 +70,9 @@ NEARER = {
     'pretrain.train.ema': 0.0, 'pretrain.train.epochs': 200.0, 'pretrain.train.eval_every_epochs': 1.0,
     'pretrain.train.patience': 10, 'evaluate.history': 'removed'}, 'sasrec', (0,)),
 }
+# LARES tuned by no more than its rivals are: the weights of its losses as published, and of two
+# dropouts for all its parts the one that validation chose (searches.md).
+AS_RIVALS = {**DROPOUT[0.5], 'model.core_dropout': 0.5, 'pretrain.loss.gamma': 0.5}
 # LARES over HSTU without its depth.
 BASELINES['hstu_aligned_direction'] = {**BASELINES['hstu_direction'], **DUOREC}
 CONSTANT = {'depth.distribution': 'constant'}
@@ -110,7 +113,11 @@ def get_config(variant: str = ''):
   if variant == 'tune':
     return tuning(beauty.get_config)
   if variant != 'depth':
-    return plan({**table(beauty.get_config, ablations=not variant, more={}), **_more(NEARER)})
+    rows = table(beauty.get_config, ablations=not variant, more={})
+    rows['lares_as_rivals'] = row(beauty.get_config, '', AS_RIVALS, seeds=(0,))
+    for other in ('sasrec_direction', 'duorec'):
+      rows[f'lares_as_rivals_to_{other}'] = {'of': 'lares_as_rivals', 'against': other}
+    return plan({**rows, **_more(NEARER)})
   runs = {**depth(beauty.get_config), **_more(OF_DEPTH)}
   for other in ('equal_compute', 'dropout_50'):
     for name in ('lares_quick', 'lares'):
