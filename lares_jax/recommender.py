@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import operator
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -92,15 +92,17 @@ class Recommender:
       InputError: k, depth or the type of a history is wrong.
     """
     depth, k = self.checked_depth(depth), self._checked_k(k)
+    ids = lambda number_N: [self.item_ids[n] for n in number_N.tolist()]  # at once where they are few
     return [answer for known, unknown in self._chunks(histories)
-            for answer in self._answers(known, unknown, k, depth, exclude_history)]
+            for answer in self._answers(known, unknown, k, depth, exclude_history, ids)]
 
   def recommend_numbers(self, histories: list[np.ndarray], k: int = 10, depth: Depth = None,
                         exclude_history: bool = True) -> list[Recommendation]:
     """The same for histories of item numbers, which are places in `item_ids`: it spares the ids."""
     depth, k = self.checked_depth(depth), self._checked_k(k)
+    ids = lambda number_N: self.experiment.items['id'].gather(number_N).to_list()
     return [answer for known in _split(histories, _CHUNK)
-            for answer in self._answers(known, [[]] * len(known), k, depth, exclude_history)]
+            for answer in self._answers(known, [[]] * len(known), k, depth, exclude_history, ids)]
 
   def user_vectors(self, histories: Sequence[Sequence[str]], depth: Depth = None) -> np.ndarray:
     """A vector for each history, float32 [M, D]; zeros where no item of it is known.
@@ -164,18 +166,19 @@ class Recommender:
       yield known, unknown
 
   def _answers(self, known: list[np.ndarray], unknown: Sequence[list[str]], k: int,
-               depth: int | Rule, exclude_history: bool) -> Iterator[Recommendation]:
-    items = self.experiment.items  # numbered by falling popularity in training
-    popular_K = items['train_count'][:k].to_numpy().astype(np.float32)
+               depth: int | Rule, exclude_history: bool,
+               ids: Callable[[np.ndarray], list[str]]) -> Iterator[Recommendation]:
+    # Items are numbered by falling popularity in training.
+    popular_K = self.experiment.items['train_count'][:k].to_numpy().astype(np.float32)
     score_MxK, item_MxK = np.tile(popular_K, (len(known), 1)), np.tile(np.arange(k), (len(known), 1))
     query_MxD, some_S = self._encoded(known, depth)
     hidden = [np.unique(known[m]) if exclude_history else known[m][:0] for m in some_S]
     score_MxK[some_S], item_MxK[some_S] = self._ranked(query_MxD[some_S], hidden, k)
-    ids = items['id'].gather(np.maximum(item_MxK, 0).reshape(-1)).to_list()
+    raw = ids(np.maximum(item_MxK, 0).reshape(-1))
     count_M = (item_MxK >= 0).sum(axis=1)  # where fewer are left, -1 is last
     for m, (score_K, count) in enumerate(zip(score_MxK.tolist(), count_M.tolist())):
       source = 'model' if len(known[m]) else 'popularity'
-      yield Recommendation(ids[m * k : m * k + count], score_K[:count], source, unknown[m])
+      yield Recommendation(raw[m * k : m * k + count], score_K[:count], source, unknown[m])
 
   def _encoded(self, known: list[np.ndarray], depth: int | Rule) -> tuple[np.ndarray, np.ndarray]:
     """User vectors [M, D], zeros where a history is empty, and which ones [S] are not."""
