@@ -128,10 +128,11 @@ class TrainBatches:
     if self._config.rows == 'prefix':
       return self.pairs
     store, rng = self._store, np.random.default_rng(0)
-    count_U = np.maximum(store.valid_start_U - store.offsets[:-1] - 1, 0)  # targets, users in turn
-    n = rng.integers(count_U.sum(), size=10_000)
-    user = np.searchsorted(np.cumsum(count_U), n, side='right')
-    _, length_P = partners.draw(store.valid_start_U[user] + n - np.cumsum(count_U)[user], rng)
+    # The n-th target, users in turn, without a list of all.
+    end_U = np.cumsum(np.maximum(store.valid_start_U - store.offsets[:-1] - 1, 0))
+    n = rng.integers(end_U[-1], size=10_000)
+    user = np.searchsorted(end_U, n, side='right')
+    _, length_P = partners.draw(store.valid_start_U[user] + n - end_U[user], rng)
     return int(np.ceil(1.1 * self.pairs * length_P.mean() / self._config.length)) + 1
 
   @functools.lru_cache(maxsize=2)  # noqa: B019 - lives as long as the run

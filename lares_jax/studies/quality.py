@@ -30,8 +30,8 @@ class Measured(NamedTuple):
 
 def measure(experiment: Experiment, params, split: str, most: int, users: int = 0) -> Measured:
   """One run to depth `most`, looked at after each step."""
-  step = functools.partial(_every_step, experiment.evaluator, most, params)
   evaluator = experiment.evaluator
+  step = functools.partial(_every_step, evaluator, most, params)
   rank, item, change = evaluator.over(step, split, evaluator.sample(split, users))
   same_TxM = (item == item[-1]).all(axis=-1)
   settled_TxM = np.logical_and.accumulate(same_TxM[::-1])[::-1]
@@ -131,8 +131,8 @@ def _at(measured: Measured, step_M: np.ndarray) -> np.ndarray:
 def width_lines(experiment: Experiment, params, depths: Sequence[int], widths: Sequence[int],
                 users: int, cost: PerUser) -> list[dict[str, Any]]:
   """Test quality of the mean user vector over n draws of the initial state, at each depth."""
-  step = functools.partial(_of_draws, experiment.evaluator, tuple(depths), tuple(widths), params)
   evaluator = experiment.evaluator
+  step = functools.partial(_of_draws, evaluator, tuple(depths), tuple(widths), params)
   rank_XxM = evaluator.over(step, 'test', evaluator.sample('test', users))
   lines, start = [], cost.at(0)['mflops_per_user']
   for n, width in enumerate(widths):

@@ -59,10 +59,12 @@ class Evaluator:
     function = lambda batch: self.batch_ranks(params, batch, np.int32(draw), depths)
     return self.over(function, split, self.sample(split, users), history=history).astype(np.float64)
 
-  def sample(self, split: str, users: int) -> np.ndarray:
+  def sample(self, split: str, users: int) -> np.ndarray | slice:
     """Which of the split's targets to look at: `users` of them at even distances, or all if 0."""
+    if not users:
+      return slice(None)
     count = len(self.store.targets(split)[0])
-    return np.linspace(0, count - 1, min(users or count, count)).astype(int)
+    return np.linspace(0, count - 1, min(users, count)).astype(int)
 
   def over(self, function, split: str, chosen_M=slice(None), *, history: History | None = None) -> Any:
     """`function(batch)`, a tree of arrays [X, B * A, ..], over a split's targets: a tree of [X, M, ..].
