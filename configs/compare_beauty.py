@@ -115,7 +115,7 @@ def get_config(variant: str = ''):
     return tuning(beauty.get_config)
   if variant != 'depth':
     rows = table(beauty.get_config, ablations=not variant, more={})
-    rows['lares_as_rivals'] = row(beauty.get_config, '', AS_RIVALS[0.5], seeds=(0,))
+    rows['lares_as_rivals'] = row(beauty.get_config, '', AS_RIVALS[0.5])
     for other in ('sasrec_direction', 'duorec'):
       rows[f'lares_as_rivals_to_{other}'] = {'of': 'lares_as_rivals', 'against': other}
     return plan({**rows, **_more(NEARER)})
