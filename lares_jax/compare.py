@@ -29,6 +29,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from lares_jax import comparison, files, metrics, processes, report, significance
+from lares_jax import config as config_lib
 from lares_jax.comparison import Plan
 from lares_jax.data.rows import ranges
 from lares_jax.errors import front_door
@@ -50,7 +51,7 @@ _USERS = 1 << 16  # whose histories are listed at once
 def main() -> None:
   workdir = pathlib.Path(_WORKDIR.value)
   with processes.joined():
-    plan = comparison.plan_of(_CONFIG.value)
+    plan = config_lib.typed(_CONFIG.value, Plan)
     experiments = comparison.start(plan, workdir, to_train=not _FINISHED.value)
     if _FINISHED.value:
       plan, experiments = comparison.finished_part(plan, experiments)

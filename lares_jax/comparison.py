@@ -5,7 +5,6 @@ import itertools
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 
@@ -38,6 +37,33 @@ class Plan:
   data_path: str = ''  # a log or a prepared directory for all runs; empty: as their configs say
   resamples: int = 1999
 
+  def __post_init__(self):
+    names = ', '.join(self.runs)
+    if self.resamples < 100:
+      raise InputError(f'config.resamples={self.resamples}: use 100 or more')
+    if self.reference not in self.runs:
+      raise InputError(f'config.reference={self.reference!r} is not a run; there are {names}')
+    for name, row in self.runs.items():
+      where = f'config.runs.{name}'
+      origin = self.runs.get(row.of)
+      if not re.fullmatch(r'[\w-]+', name):
+        raise InputError(f'{where}: it names a directory; use letters, digits, _ and -')
+      if (row.config is None) == (not row.of):
+        raise InputError(f'{where}: give config, or of=NAME of a run that has one')
+      if row.of and (origin is None or origin.of or row.seeds):
+        raise InputError(f'{where}.of={row.of!r} must be a run with a config, which says the seeds too')
+      if row.phase not in ('', 'pretrain', 'posttrain'):
+        raise InputError(f'{where}.phase={row.phase!r}: use pretrain or posttrain')
+      trains = self.runs[self.source(name)].config
+      if row.phase and trains is not None and row.phase not in trains.phase_list:
+        raise InputError(f'{where}.phase={row.phase!r}: config.runs.{self.source(name)} does not train '
+                         'it; name it in its config.phases')
+      if self.against(name) not in self.runs:
+        raise InputError(f'{where}.against={row.against!r} is not a run; there are {names}')
+      seeds = self.seeds_of(name)
+      if not seeds or len({*seeds}) < len(seeds):
+        raise InputError(f'{where}: seeds={seeds}: give different whole numbers, such as 0,1,2')
+
   def source(self, name: str) -> str:
     """The row whose runs this row shows."""
     return self.runs[name].of or name
@@ -47,45 +73,6 @@ class Plan:
 
   def seeds_of(self, name: str) -> tuple[int, ...]:
     return self.runs[self.source(name)].seeds or self.seeds
-
-
-def plan_of(config: Mapping[str, Any]) -> Plan:
-  """The typed plan of a config.
-
-  Raises:
-    InputError: it has a fault.
-  """
-  plan = config_lib.typed(config, Plan)
-  _check(plan)
-  return plan
-
-
-def _check(plan: Plan) -> None:
-  names = ', '.join(plan.runs)
-  if plan.resamples < 100:
-    raise InputError(f'config.resamples={plan.resamples}: use 100 or more')
-  if plan.reference not in plan.runs:
-    raise InputError(f'config.reference={plan.reference!r} is not a run; there are {names}')
-  for name, row in plan.runs.items():
-    where = f'config.runs.{name}'
-    origin = plan.runs.get(row.of)
-    if not re.fullmatch(r'[\w-]+', name):
-      raise InputError(f'{where}: it names a directory; use letters, digits, _ and -')
-    if (row.config is None) == (not row.of):
-      raise InputError(f'{where}: give config, or of=NAME of a run that has one')
-    if row.of and (origin is None or origin.of or row.seeds):
-      raise InputError(f'{where}.of={row.of!r} must be a run with a config, which says the seeds too')
-    if row.phase not in ('', 'pretrain', 'posttrain'):
-      raise InputError(f'{where}.phase={row.phase!r}: use pretrain or posttrain')
-    trains = plan.runs[plan.source(name)].config
-    if row.phase and trains is not None and row.phase not in trains.phase_list:
-      raise InputError(f'{where}.phase={row.phase!r}: config.runs.{plan.source(name)} does not train '
-                       'it; name it in its config.phases')
-    if plan.against(name) not in plan.runs:
-      raise InputError(f'{where}.against={row.against!r} is not a run; there are {names}')
-    seeds = plan.seeds_of(name)
-    if not seeds or len({*seeds}) < len(seeds):
-      raise InputError(f'{where}: seeds={seeds}: give different whole numbers, such as 0,1,2')
 
 
 def start(plan: Plan, workdir: pathlib.Path, to_train: bool = True) -> dict[str, list[Experiment]]:

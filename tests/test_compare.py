@@ -339,12 +339,12 @@ def test_a_faulty_plan_is_refused_by_its_key(change, said):
       place = place[key]
     place[last] = value
   with pytest.raises(InputError, match=said):
-    comparison.plan_of(config)
+    config_lib.typed(config, Plan)
 
 
 def test_the_plans_of_this_project_are_sound():
   for module in (compare_beauty, compare_ml100k):
-    plan = comparison.plan_of(module.get_config())
+    plan = config_lib.typed(module.get_config(), Plan)
     assert plan.runs[plan.reference].config.depth.mean == 0
     assert plan.against('lares_phase_two') == 'lares_phase_one'
     assert plan.runs['lares'].config.phases == 'pretrain'
@@ -352,10 +352,10 @@ def test_the_plans_of_this_project_are_sound():
     assert next(iter(plan.runs)) == plan.reference, 'the reference comes first'
     configs = {str(row.config) for row in plan.runs.values() if row.config}
     assert len(configs) == sum(row.config is not None for row in plan.runs.values()), 'two rows alike'
-    depth = comparison.plan_of(module.get_config('depth'))
+    depth = config_lib.typed(module.get_config('depth'), Plan)
     assert depth.runs['lares'].config == plan.runs['lares'].config
     assert depth.runs['lares'].config.depth.mean > 0 and depth.runs['lares'].config.phases == 'pretrain'
-  rows = comparison.plan_of(compare_rows.get_config())
+  rows = config_lib.typed(compare_rows.get_config(), Plan)
   assert {name: row.config.data.rows for name, row in rows.runs.items()} == {n: n for n in rows.runs}
 
 
@@ -376,7 +376,7 @@ def _small(config: Config, store) -> Config:
   ('beauty', (compare_beauty.get_config(), compare_beauty.get_config('depth'))),
   ('ml100k', (compare_ml100k.get_config('text'), compare_ml100k.get_config('depth')))))
 def test_kept_runs_are_of_their_rows(kept, plans):
-  rows = {name: row.config for plan in plans for name, row in comparison.plan_of(plan).runs.items()}
+  rows = {name: row.config for plan in plans for name, row in config_lib.typed(plan, Plan).runs.items()}
   files = sorted(RESULTS.glob(f'{kept}/*/seed_*/config.json'))
   assert files
   for file in files:
@@ -393,7 +393,7 @@ def test_every_row_of_every_plan_can_take_a_step_of_each_phase(tmp_path, monkeyp
   plans = (compare_beauty.get_config(), compare_beauty.get_config('depth'),
            compare_ml100k.get_config('text'), compare_rows.get_config(), depth_study.get_config())
   rows = [(row, _small(planned.config, store)) for plan in plans
-          for row, planned in comparison.plan_of(plan).runs.items() if planned.config]
+          for row, planned in config_lib.typed(plan, Plan).runs.items() if planned.config]
   # With times, for rows that want them.
   monkeypatch.setattr(Experiment, '_prepared', lambda experiment: store)
   for config, row in {config: row for row, config in rows}.items():  # many are alike now
@@ -448,7 +448,7 @@ def test_a_run_of_other_phases_is_not_finished(store, tmp_path):
   ('beauty', compare_beauty.get_config()), ('beauty_depth', compare_beauty.get_config('depth')),
   ('ml100k', compare_ml100k.get_config('text')), ('ml100k_depth', compare_ml100k.get_config('depth'))))
 def test_kept_tables_hold_rows_against_what_the_plan_says(kept, planned):
-  plan, seen = comparison.plan_of(planned), 0
+  plan, seen = config_lib.typed(planned, Plan), 0
   for row in (RESULTS / f'{kept}.md').read_text().splitlines():
     cells = [cell.strip() for cell in row.split('|')[1:-1]]
     if len(cells) == 17 and cells[0] in plan.runs and cells[12]:

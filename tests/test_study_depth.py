@@ -17,8 +17,10 @@ import pytest
 import tiny
 
 from configs.depth_study import get_config
-from lares_jax import comparison, metrics
+from lares_jax import config as config_lib
+from lares_jax import metrics
 from lares_jax.adaptive import CRITERIA, Rule
+from lares_jax.comparison import Plan
 from lares_jax.experiment import Experiment
 from lares_jax.files import read_json, write_json
 from lares_jax.model.backbone import BackboneConfig
@@ -204,7 +206,7 @@ def test_the_trace_knows_the_parts_of_the_model(run):
 
 
 def test_the_training_side_study_is_a_plan():
-  plan = comparison.plan_of(get_config())
+  plan = config_lib.typed(get_config(), Plan)
   assert {plan.runs[f'r{r}'].config.depth.mean for r in (1, 2, 4, 8)} == {1, 2, 4, 8}
   for name, row in plan.runs.items():
     assert row.config.depth.mean in row.config.evaluate.depths, name
