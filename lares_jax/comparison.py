@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import jax
 
 from lares_jax import config as config_lib
-from lares_jax import files, run
+from lares_jax import run
 from lares_jax.config import Config
 from lares_jax.errors import InputError
 from lares_jax.experiment import Experiment
@@ -146,7 +146,7 @@ def finished(experiment: Experiment) -> bool:
   c = experiment.config
   if not file.exists():
     return False
-  settings = files.read_json(file, 'phase').get('settings', {})
+  settings = experiment.result().get('settings', {})
   found = config_lib.typed(settings.get('evaluate', {}), EvaluationConfig, str(file))
   found = dataclasses.replace(found, batch_rows=c.evaluate.batch_rows)  # changes no rank
   return settings.get('phases') == c.phases and found == c.evaluate
