@@ -119,8 +119,7 @@ class Unbuilt(Experiment):
     items_N = np.zeros(offsets[-1], np.int32)
     times_N = np.zeros(len(items_N), np.int64) if c.model.backbone.times else None
     return Store('', items_N, times_N, offsets, offsets[1:] - 2, offsets[1:] - 1,
-                 {'counts': {'items': self.num_items, 'users': len(offsets) - 1,
-                             'interactions': len(items_N)}, 'fingerprint': '', 'sources': []})
+                 {'counts': {'items': self.num_items, 'users': len(offsets) - 1}})
 
 
 def programs(experiment: Unbuilt) -> dict[str, Any]:
