@@ -42,7 +42,7 @@ def measure(experiment: Experiment, params, split: str, most: int, users: int = 
 def _every_step(evaluator: Evaluator, most: int, params, batch: EvalBatch):
   """Ranks, best items and changes after each step, all [T, B * A, ..]."""
   e, rows = evaluator, batch.rows
-  target_M, real_M = batch.target_BxA.reshape(-1), batch.scored_BxA.reshape(-1)
+  real_M = batch.scored_BxA.reshape(-1)
   at_last = lambda z_BxLxD: at_places(z_BxLxD, batch.place_BxA).reshape(
     -1, z_BxLxD.shape[-1]).astype(jnp.float32)
   h_BxLxD, z_BxLxD = begin(e.model, params, rows, e.config.noise_seed)
@@ -51,9 +51,8 @@ def _every_step(evaluator: Evaluator, most: int, params, batch: EvalBatch):
     new_BxLxD = one_step(e.model, params, h_BxLxD, rows, z_BxLxD)
     change, item_MxK = changes(
       e.catalogue, params['item'], at_last(z_BxLxD), at_last(new_BxLxD), real_M)
-    rank_M = e.catalogue.ranks(at_last(new_BxLxD), target_M, real_M, params['item'],
-                               batch.hidden_MxH)
-    return new_BxLxD, (rank_M, item_MxK, change)
+    rank_1xM = ranks_of_stack(e.catalogue, at_last(new_BxLxD)[None], batch, params['item'])
+    return new_BxLxD, (rank_1xM[0], item_MxK, change)
 
   return jax.lax.scan(step, z_BxLxD, None, length=most)[1]
 
