@@ -7,11 +7,10 @@ SHORT = ('recall@10', 'ndcg@10', 'mrr')
 
 def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
   """Markdown that lines up in a terminal too."""
-  cells = [list(head), *[list(line) for line in lines]]
-  width = [max(len(line[i]) for line in cells) for i in range(len(head))]
+  width = [max(map(len, column)) for column in zip(head, *lines, strict=True)]
   draw = lambda line: '| ' + ' | '.join(c.ljust(w) for c, w in zip(line, width)) + ' |'
   rule = '|' + '|'.join('-' * (w + 2) for w in width) + '|'
-  return '\n'.join([draw(cells[0]), rule, *map(draw, cells[1:])])
+  return '\n'.join([draw(head), rule, *map(draw, lines)])
 
 
 def depth_table(by_depth: Mapping[int, Mapping[str, float]], chosen: int, title: str) -> str:
