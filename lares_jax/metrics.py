@@ -24,7 +24,7 @@ def per_user(rank_M: np.ndarray, cutoffs=(5, 10, 20)) -> dict[str, np.ndarray]:
   """Every metric of every target, by name [M]; the mean over M is the published figure."""
   rank_M = np.asarray(rank_M, np.float64)
   columns = {f'{kind}@{k}': gain(rank_M, k, kind) for kind in get_args(Kind) for k in cutoffs}
-  columns['mrr'] = np.where(np.isnan(rank_M), 0.0, 1 / (np.nan_to_num(rank_M) + 1))
+  columns['mrr'] = np.nan_to_num(1 / (rank_M + 1))
   return columns
 
 
