@@ -84,7 +84,7 @@ def topology(name: str, slices: int) -> tuple[list[Any], str]:
     options['num_slices'] = slices
   try:
     return list(topologies.get_topology_desc(**options).devices), kind
-  except (RuntimeError, ValueError, NotImplementedError) as error:
+  except (RuntimeError, ValueError) as error:
     extra = '--no-deps -r requirements-aot.txt' if kind == 'h200' else '-r requirements-tpu.txt'
     raise InputError(f'--topology={name}: {str(error).splitlines()[0]} (pip install {extra} ?)'
                      ) from None
