@@ -14,7 +14,6 @@ from ml_collections import config_flags
 
 from lares_jax import config as config_lib
 from lares_jax import metrics, report, run
-from lares_jax.config import Config
 from lares_jax.data import synthetic
 from lares_jax.errors import InputError, front_door
 from lares_jax.experiment import Experiment
@@ -33,7 +32,12 @@ def main() -> None:
   if any(config.data.path or config.evaluate.history == 'removed' for config in configs):
     raise InputError('the quickstart is of the built-in data set, history ranked: what is best '
                      'possible is known there; use lares_jax.main for others')
-  plain, lares = (_train(c, workdir / name) for c, name in zip(configs, ('depth_0', 'lares')))
+  trained = []
+  for config, name, what in zip(configs, ('depth_0', 'lares'), ('the depth-0 backbone', 'LARES')):
+    print(f'training {what}: see {workdir / name}/metrics.jsonl')
+    trained.append(Experiment.start(config, str(workdir / name)))
+    run.train(trained[-1])
+  plain, lares = trained
 
   store = plain.store
   _, index_M = store.targets('test')
@@ -58,14 +62,6 @@ def main() -> None:
     print(f'  {store.user_ids[user]}: {", ".join(out.items)}')
   print(f'\n{time.time() - start:.0f} s; checkpoints, metrics.jsonl, TensorBoard logs and result.json '
         f'are in {plain.workdir} and {lares.workdir}')
-
-
-def _train(config: Config, workdir: pathlib.Path) -> Experiment:
-  name = 'LARES' if config.depth.mean else 'the depth-0 backbone'
-  print(f'training {name}: see {workdir}/metrics.jsonl')
-  experiment = Experiment.start(config, str(workdir))
-  run.train(experiment)
-  return experiment
 
 
 if __name__ == '__main__':
