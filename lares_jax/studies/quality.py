@@ -155,6 +155,5 @@ def _of_draws(evaluator: Evaluator, depths, widths, params, batch: EvalBatch):
 
   shape = len(depths), batch.target_BxA.size, e.model.config.backbone.width
   _, total_NxTxMxD = jax.lax.scan(more, jnp.zeros(shape), jnp.arange(max(widths)))
-  mean_WxTxMxD = jnp.stack([total_NxTxMxD[n - 1] / n for n in widths])
-  mean_XxMxD = mean_WxTxMxD.reshape(-1, *shape[1:])
+  mean_XxMxD = jnp.concatenate([total_NxTxMxD[n - 1] / n for n in widths])
   return ranks_of_stack(e.catalogue, mean_XxMxD, batch, params['item'])
