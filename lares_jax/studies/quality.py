@@ -32,7 +32,7 @@ def measure(experiment: Experiment, params, split: str, most: int, users: int = 
   """One run to depth `most`, looked at after each step."""
   evaluator = experiment.evaluator
   step = functools.partial(_every_step, evaluator, most, params)
-  rank, item, change = evaluator.over(step, split, evaluator.sample(split, users))
+  rank, item, change = evaluator.over(step, split, users)
   same_TxM = (item == item[-1]).all(axis=-1)
   settled_TxM = np.logical_and.accumulate(same_TxM[::-1])[::-1]
   return Measured(rank, settled_TxM, change)
@@ -132,7 +132,7 @@ def width_lines(experiment: Experiment, params, depths: Sequence[int], widths: S
   """Test quality of the mean user vector over n draws of the initial state, at each depth."""
   evaluator = experiment.evaluator
   step = functools.partial(_of_draws, evaluator, tuple(depths), tuple(widths), params)
-  rank_XxM = evaluator.over(step, 'test', evaluator.sample('test', users))
+  rank_XxM = evaluator.over(step, 'test', users)
   lines, start = [], cost.at(0)['mflops_per_user']
   for n, width in enumerate(widths):
     for d, depth in enumerate(depths):

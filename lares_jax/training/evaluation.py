@@ -49,7 +49,7 @@ class Evaluator:
 
   def ranks(self, params, split: str, depths: tuple[int, ...], *, history: History | None = None,
             draw: int = 0, users: int = 0) -> np.ndarray:
-    """Ranks [depth, M] of the split's targets, or of a `sample`, in their order.
+    """Ranks [depth, M] of the split's targets in their order: see `over` for `users`.
 
     All depths come from one run to the deepest: a state at depth 4 is on the way to depth 16. The
     history is ranked or removed as the config says, unless `history` does.
@@ -57,23 +57,18 @@ class Evaluator:
     if not len(self.store.targets(split)[0]):
       return np.zeros((len(depths), 0))
     function = lambda batch: self.batch_ranks(params, batch, np.int32(draw), depths)
-    return self.over(function, split, self.sample(split, users), history=history).astype(np.float64)
+    return self.over(function, split, users, history=history).astype(np.float64)
 
-  def sample(self, split: str, users: int) -> np.ndarray | slice:
-    """Which of the split's targets to look at: `users` of them at even distances, or all if 0."""
-    if not users:
-      return slice(None)
-    count = len(self.store.targets(split)[0])
-    return np.linspace(0, count - 1, min(users, count)).astype(int)
-
-  def over(self, function, split: str, chosen_M=slice(None), *, history: History | None = None) -> Any:
+  def over(self, function, split: str, users: int = 0, *, history: History | None = None) -> Any:
     """`function(batch)`, a tree of arrays [X, B * A, ..], over a split's targets: a tree of [X, M, ..].
 
-    `chosen_M` are those of `store.targets(split)` that count, at least one.
+    Over `users` of them at even distances, or all if 0; there must be one.
     """
+    count = len(self.store.targets(split)[0])
+    most = min(users or count, count)
+    chosen_M: Any = np.linspace(0, count - 1, most).astype(int) if users else slice(None)
     parts, index = [], []
-    bar = tqdm.tqdm(total=len(self.store.targets(split)[0][chosen_M]), desc=f'evaluate {split}',
-                    unit='user', leave=False, disable=None)
+    bar = tqdm.tqdm(total=most, desc=f'evaluate {split}', unit='user', leave=False, disable=None)
 
     def collect(index_M, out):
       real = np.flatnonzero(index_M >= 0)
