@@ -24,9 +24,8 @@ def get_config(variant: str = ''):
     raise ValueError(f'{variant}: this config has no variants')
   runs = {}
   for name, changes in ROWS.items():
-    config = beauty.get_config('quick')
-    config.update_from_flattened_dict(changes)
+    runs[name] = compare_beauty.row(beauty.get_config, 'quick', changes)
+    config = runs[name]['config']
     r = config.depth.mean
     config.evaluate.depths = tuple(sorted({1, 2, 4, 8, r, 2 * r, 3 * r, 4 * r}))
-    runs[name] = {'config': config}
   return compare_beauty.plan(runs, 'r4', (0,))
