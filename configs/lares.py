@@ -12,7 +12,6 @@ def get_config(variant: str = ''):
   if variant not in ('', 'quick', 'plain', 'direction'):
     raise ValueError(f'{variant}: use no variant, quick, plain or direction')
   config = config_lib.defaults()
-  config.phases = 'pretrain'
   config.model.embed_dropout = config.model.pre_dropout = 0.5
   config.model.core_dropout = 0.2  # its steps add up
   if variant:  # a quarter of the training, ahead for the first half of it, behind at its end
