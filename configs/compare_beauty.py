@@ -115,9 +115,13 @@ def get_config(variant: str = ''):
     return tuning(beauty.get_config)
   if variant != 'depth':
     rows = table(beauty.get_config, ablations=not variant, more={})
+    # With the tau that validation prefers for SASRec: 1/5 of 1/10, 1/7 and 1/5 (searches.md).
+    soft = {**DIRECTION, 'catalogue.tau': 1 / 5}
+    rows['sasrec_direction_soft'] = row(beauty.get_config, 'plain', soft)
     rows['lares_as_rivals'] = row(beauty.get_config, '', AS_RIVALS[0.5])
-    for other in ('sasrec_direction', 'duorec'):
-      rows[f'lares_as_rivals_to_{other}'] = {'of': 'lares_as_rivals', 'against': other}
+    for of, against in (('lares', 'sasrec_direction_soft'), ('lares_as_rivals', 'sasrec_direction'),
+                        ('lares_as_rivals', 'sasrec_direction_soft'), ('lares_as_rivals', 'duorec')):
+      rows[f'{of}_to_{against}'] = {'of': of, 'against': against}
     return plan({**rows, **_more(NEARER)})
   runs = {**depth(beauty.get_config), **_more(OF_DEPTH)}
   for other in ('equal_compute', 'dropout_50'):

@@ -16,12 +16,14 @@ _TEXT = """
   ROOT %b = (f32[16]{0}, bf16[3,2]{1,0}) all-reduce(f32[16]{0} %y, bf16[3,2]{1,0} %z)
   %c = (f32[4]{0}, f32[16]{0}) all-gather-start(f32[4]{0} %w), dimensions={0}
   %d = f32[16]{0} all-gather-done((f32[4]{0}, f32[16]{0}) %c)
+  %e = c64[5]{0} collective-permute(c64[5]{0} %v)
 """
 
 
 def test_collectives_are_counted_by_kind_with_the_bytes_of_their_results():
   assert hlo.collectives(_TEXT) == [
-    '1 all-reduce: 76 bytes, the largest 76', '2 all-gather: 192 bytes, the largest 128']
+    '1 all-reduce: 76 bytes, the largest 76', '2 all-gather: 192 bytes, the largest 128',
+    '1 collective-permute: 40 bytes, the largest 40']
   assert hlo.collectives('%a = f32[2] add(x, y)') == ['no collectives']
 
 

@@ -21,6 +21,7 @@ from lares_jax import config as config_lib
 from lares_jax import metrics
 from lares_jax.adaptive import CRITERIA, Rule
 from lares_jax.comparison import Plan
+from lares_jax.data import batches
 from lares_jax.experiment import Experiment
 from lares_jax.files import read_json, write_json
 from lares_jax.model.backbone import BackboneConfig
@@ -203,6 +204,16 @@ def test_the_trace_knows_the_parts_of_the_model(run):
   for scope in ('embed', 'pre', 'core', 'catalogue'):
     assert re.search(rf'op_name="[^"]*/{scope}', text), f'no jax.named_scope({scope!r}) any more'
   assert list((run.output / 'profile').rglob('*.xplane.pb'))
+
+
+def test_a_full_batch_has_histories_of_all_lengths(run, monkeypatch):
+  monkeypatch.setattr(batches, '_WIDTHS', [4, 64])  # apart from one another once they are removed
+  c = run.experiment.config
+  removed = dataclasses.replace(run.experiment, config=dataclasses.replace(
+    c, evaluate=dataclasses.replace(c.evaluate, history='removed')))
+  for experiment in (run.experiment, removed):
+    chosen_M = cost.full_batch(experiment)
+    assert cost.batch(experiment, chosen_M).scored_BxA.sum() == len(chosen_M)
 
 
 def test_the_training_side_study_is_a_plan():

@@ -164,5 +164,5 @@ def _lengths(experiment: Experiment) -> np.ndarray:
 
 def batch(experiment: Experiment, chosen_M: np.ndarray, rows: int = 0) -> EvalBatch:
   """The first batch of some of the test targets, on the device; of the evaluation's rows if 0."""
-  first = next(experiment.evaluator.batches('test', chosen_M, rows))
+  first = next(experiment.evaluator.batches('test', chosen_M, rows, history='ranked'))
   return sharding.put_batch(first._replace(index_BxA=None), experiment.mesh)
