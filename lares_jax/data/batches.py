@@ -160,14 +160,11 @@ class TrainBatches:
     segments = Segments(start_S, length_S, row_S, self._plan.place_S[slot_S])
 
     items_N, shape = self._store.items_N, (self.batch_rows, self._config.length)
-    target, scored = np.zeros(shape, np.int32), np.zeros(shape, bool)
-    step_in = ranges(length_S)
-    token = np.repeat(segments.first(shape[1]), length_S) + step_in
-    end = np.repeat(start_S + 1, length_S) + step_in
-    target.flat[token] = items_N[end]
-    scored.flat[token] = step_in >= np.repeat(context_S, length_S)
+    after = segments._replace(start_S=start_S + 1)  # targets stand one further on
+    target, position, segment, real, _ = fill(items_N, after, shape)
+    scored = real & (position >= context_S[segment])
     if self._kept_N is not None:
-      scored.flat[token] &= self._kept_N[end]
+      scored &= fill(self._kept_N, after, shape).item_BxL.astype(bool)
     place = None
     if self._config.rows == 'prefix':  # only the last token of a row counts: leave the others out
       place = np.zeros((shape[0], 1), np.int32)
