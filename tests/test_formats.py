@@ -265,12 +265,12 @@ def test_large_logs_are_worked_on_in_shares(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('rows', [1, 3, 5, 100])
-def test_user_blocks_cover_every_row_once(rows):
+def test_repeats_are_found_some_users_at_a_time(rows, monkeypatch):
+  monkeypatch.setattr(log, '_COMPARED_AT_ONCE', rows)
   offsets = np.array([0, 4, 5, 6, 6, 12])
-  blocks = list(log.user_blocks(offsets, rows))
-  assert np.concatenate([user for user, _ in blocks]).tolist() == [0] * 4 + [1, 2] + [4] * 6
-  edges = [edge for _, part in blocks for edge in (part.start, part.stop)]
-  assert edges[0] == 0 and edges[-1] == 12 and edges[1:-1:2] == edges[2::2]
+  items_N = np.array([7, 8, 7, 7, 7, 7, 8, 1, 8, 2, 1, 8])
+  before, after = (np.flatnonzero(log.repeats(items_N, offsets, keep)) for keep in ('first', 'last'))
+  assert before.tolist() == [2, 3, 8, 10, 11] and after.tolist() == [0, 2, 6, 7, 8]
 
 
 def test_minimum_rating_and_tie_break(tmp_path):

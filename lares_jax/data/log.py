@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import polars as pl
@@ -13,6 +13,7 @@ from lares_jax.data.store import PARTS, id_order
 from lares_jax.errors import InputError
 
 _SORTED_AT_ONCE = 1 << 24  # rows
+_COMPARED_AT_ONCE = 1 << 22  # rows, about
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,21 +155,15 @@ def core(log: Log, user_least: int, item_least: int) -> Log:
 
 def repeats(items_N: np.ndarray, offsets: np.ndarray, keep: str = 'first') -> np.ndarray:
   """Marks interactions with an item that the same user has before ('first') or after ('last')."""
-  marks = [np.zeros(0, bool)]
-  for user, rows in user_blocks(offsets):
-    key = pl.Series(user.astype(np.uint64) << np.uint64(32) | items_N[rows].astype(np.uint64))
+  cuts = np.searchsorted(offsets, np.arange(0, offsets[-1], _COMPARED_AT_ONCE))
+  marks = []
+  for first, last in itertools.pairwise(np.unique([*cuts, len(offsets) - 1])):  # whole users
+    user = np.repeat(np.arange(first, last), np.diff(offsets[first : last + 1])).astype(np.uint64)
+    item = items_N[offsets[first] : offsets[last]].astype(np.uint64)
+    key = pl.Series(user << np.uint64(32) | item)
     once = key.is_first_distinct() if keep == 'first' else key.is_last_distinct()
     marks.append(~once.to_numpy())
   return np.concatenate(marks)
-
-
-def user_blocks(offsets: np.ndarray, rows: int = 1 << 22) -> Iterator[tuple[np.ndarray, slice]]:
-  """Whole users, about `rows` interactions at a time: the user of each, and their slice."""
-  cuts = np.searchsorted(offsets, np.arange(0, offsets[-1], rows))
-  edges = np.unique([*cuts, len(offsets) - 1])
-  for first, last in itertools.pairwise(edges):
-    user = np.repeat(np.arange(first, last), np.diff(offsets[first : last + 1]))
-    yield user, slice(int(offsets[first]), int(offsets[last]))
 
 
 def compact(log: Log) -> Log:
