@@ -89,8 +89,7 @@ def _leakage(store: Store) -> float | None:
   if store.times_N is None or not len(index_M):
     return None
   training_M = store.interactions('train')[1]
-  later_M = store.times_N[training_M] > store.times_N[index_M].min()
-  return float(later_M.sum() / max(len(later_M), 1))
+  return float((store.times_N[training_M] > store.times_N[index_M].min()).mean())
 
 
 def _digest(store: Store, user_N: np.ndarray, index_N: np.ndarray) -> str:
