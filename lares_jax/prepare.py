@@ -167,18 +167,15 @@ def _cached(path: str, options: PrepareOptions, cache_dir: str | os.PathLike[str
     with open(source.path, 'rb') as file:
       digest.update(hashlib.file_digest(file, 'sha256').digest())
   output = os.path.join(cache_dir, digest.hexdigest()[:16])
-  if os.path.isdir(output):  # whole: it was renamed
-    return Store.open(output)
-  os.makedirs(cache_dir, exist_ok=True)
-  with open(f'{output}.lock', 'w') as lock:
-    with contextlib.suppress(OSError):  # a file system without locks
-      fcntl.flock(lock, fcntl.LOCK_EX)  # of several processes, one prepares and the others wait
-    if os.path.isdir(output):
-      return Store.open(output)
-    made = prepare(path, output, options)
-    # To stderr, for stdout may be data.
-    print(f'prepared {path} into {output}\n{_report(made)}', file=sys.stderr)
-    return made
+  if not os.path.isdir(output):  # what is there is whole: it was renamed
+    os.makedirs(cache_dir, exist_ok=True)
+    with open(f'{output}.lock', 'w') as lock:
+      with contextlib.suppress(OSError):  # a file system without locks
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of several processes, one prepares and the others wait
+      if not os.path.isdir(output):
+        report = _report(prepare(path, output, options))
+        print(f'prepared {path} into {output}\n{report}', file=sys.stderr)  # stdout may be data
+  return Store.open(output)
 
 
 def _read(
