@@ -147,7 +147,7 @@ def _item_kernel(counts, query, scaled, lse, item, d_item, *, plan, config):
 
 
 def backward(counts_2, query_MxD, of_query, item_RxD, config, interpret):
-  """See `kernels.gradients`, which prepares the arrays."""
+  """See `kernels.backward`, which prepares the arrays."""
   (rows, width), size = query_MxD.shape, len(item_RxD)
   row_M, lse_M, g_lse_M, g_target_M = of_query
   # With p the softmax: d_query = g (p @ items), d_item = p.T @ (g query).

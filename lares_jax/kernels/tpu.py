@@ -137,7 +137,7 @@ def _backward_kernel(
 
 
 def backward(counts_2, query_MxD, of_query, item_RxD, config, interpret):
-  """See `kernels.gradients`, which prepares the arrays."""
+  """See `kernels.backward`, which prepares the arrays."""
   (rows, width), size = query_MxD.shape, len(item_RxD)
   if rows > 1 and rows * LANES * pl.cdiv(width, LANES) > RESIDENT:
     half = rows // 2
