@@ -83,8 +83,9 @@ class Experiment:
                        'the same')
     file = experiment.workdir / 'config.json'
     # A run that never saved anything, such as one whose settings were refused, claims no workdir.
+    # While a step is being saved its directory has a longer name.
     saved = (experiment.workdir / 'result.json').exists() or any(
-      experiment.workdir.glob('checkpoints/*/*/*'))
+      step.name.isdigit() for step in experiment.workdir.glob('checkpoints/*/*/*'))
     if saved and not file.exists():
       raise InputError(f'{file} is missing beside a trained run, so nobody can say whether this is the '
                        'same one; choose another --workdir, or bring it back')

@@ -73,8 +73,9 @@ def test_settings_that_do_not_go_together_are_refused(store):
 
 def test_a_workdir_of_another_config_or_data_set_is_refused(store, tmp_path):
   Experiment.start(make_config(store, seed=1), str(tmp_path))  # nothing saved: it claims nothing
+  (tmp_path / 'checkpoints/pretrain/latest/3.orbax-checkpoint-tmp').mkdir(parents=True)  # killed
   Experiment.start(make_config(store), str(tmp_path))
-  (tmp_path / 'checkpoints' / 'pretrain' / 'latest' / '3').mkdir(parents=True)
+  (tmp_path / 'checkpoints/pretrain/latest/3').mkdir()
   with pytest.raises(InputError, match=r'seed \(0 there, 1 here\)'):
     Experiment.start(make_config(store, seed=1), str(tmp_path))
   other = make_store(tmp_path / 'other', seed=1).directory
