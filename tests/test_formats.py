@@ -292,6 +292,8 @@ def test_minimum_rating_and_tie_break(tmp_path):
   path = write(tmp_path / 'log.csv', header + ''.join(
     f'u,{item},1,5,{2**62 + rank}\n' for item, rank in (('c', 2), ('b', 1), ('a', 0))))
   assert [row[1] for row in load(path, names)[0]] == ['a', 'b', 'c'], 'a float tells them not apart'
+  path = write(tmp_path / 'log.csv', header + 'u,a,1,5,10\nu,b,1,5,9\nu,c,1,5,\n')
+  assert [row[1] for row in load(path, names)[0]] == ['c', 'b', 'a'], 'one has no rank'
 
 
 # A log that comes split, three ways: plain rows, rows with histories, RecBole's lists.

@@ -192,11 +192,12 @@ def _whole_times(rows: pl.DataFrame) -> tuple[pl.DataFrame, int]:
 
 
 def _numeric_ties(rows: pl.DataFrame) -> pl.DataFrame:
-  """The tie-break as numbers, where all that is read as text are numbers."""
+  """The tie-break as numbers, where all text in it is numbers; rows without one come first."""
   if 'tie_break' in rows.columns and rows['tie_break'].dtype == pl.String:
+    text = rows['tie_break'].replace('', None)
     for kind in (pl.Int64, pl.Float64):  # in this order: a float tells long whole numbers not apart
-      number = rows['tie_break'].cast(kind, strict=False)
-      if not number.null_count():
+      number = text.cast(kind, strict=False)
+      if number.null_count() == text.null_count():
         return rows.with_columns(number)
   return rows
 
