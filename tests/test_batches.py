@@ -43,6 +43,13 @@ def test_packed_segments_fit_and_do_not_overlap(lengths, most):
     assert most is None or np.bincount(plan.row_S).max() <= most
 
 
+def test_a_plan_stays_what_it_was():
+  """Else a run that goes on would go on with other batches."""
+  plan = pack(np.array([2, 5, 3, 3, 8, 2, 5, 3, 1]), 8)
+  assert plan.row_S.tolist() == [3, 1, 1, 2, 0, 3, 2, 3, 3]
+  assert plan.place_S.tolist() == [3, 0, 5, 5, 0, 5, 0, 0, 7]
+
+
 def _targets(batches, store):
   """(context, target) of every scored token of an epoch."""
   out = []

@@ -139,7 +139,8 @@ class TrainBatches:
   def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
     """(window of each slot, order of rows). Windows of one length change places among themselves."""
     generator = np.random.default_rng([self._seed, 1, epoch])
-    length_S = self._windows.length_S
+    # A small type is sorted by its digits.
+    length_S = self._windows.length_S.astype(np.min_scalar_type(self._config.max_history))
     shuffled_S = generator.permutation(len(length_S))
     window_of_slot = np.empty_like(shuffled_S)
     # Slot s was planned for window s: give it any window of that length.
@@ -248,7 +249,10 @@ def eval_batches(store: Store, user_M: np.ndarray, index_M: np.ndarray, config: 
   `hide` the items of the whole history are left out of the ranking; then long histories have batches,
   and shapes, of their own, so that one of them does not make all batches wide.
   """
-  kind_M = np.searchsorted(_WIDTHS, index_M - store.offsets[user_M]) if hide else np.zeros(len(user_M))
+  if not hide:
+    yield from _batches_alike(store, user_M, index_M, config, batch_rows, hide)
+    return
+  kind_M = np.searchsorted(_WIDTHS, index_M - store.offsets[user_M])
   for kind in np.unique(kind_M):
     m = np.flatnonzero(kind_M == kind)
     for batch in _batches_alike(store, user_M[m], index_M[m], config, batch_rows, hide):
@@ -259,9 +263,11 @@ def eval_batches(store: Store, user_M: np.ndarray, index_M: np.ndarray, config: 
 def _batches_alike(store: Store, user_M, index_M, config: DataConfig, batch_rows: int,
                    hide: bool) -> Iterator[EvalBatch]:
   """`eval_batches` of histories that may share a batch."""
-  first_M = store.offsets[user_M]
-  whole_M = index_M - first_M
-  length_M = np.minimum(whole_M, config.max_history)
+  if not len(user_M):
+    return
+  length_M = index_M - store.offsets[user_M]
+  longest = int(length_M.max())
+  np.minimum(length_M, config.max_history, out=length_M)
   # Without the limit one row of the shortest would make room for as many in all.
   plan = config.plan(length_M, 2 * math.ceil(config.length / length_M.mean()))
   last_M = (plan.place_S + length_M - 1).astype(np.int32)
@@ -273,7 +279,7 @@ def _batches_alike(store: Store, user_M, index_M, config: DataConfig, batch_rows
   edges = np.searchsorted(plan.row_S[order_M], np.arange(0, plan.rows + batch_rows, batch_rows))
   for b, (low, high) in enumerate(itertools.pairwise(edges)):
     m, nth = order_M[low:high], nth_M[low:high]
-    row, length, whole = plan.row_S[m] - b * batch_rows, length_M[m], whole_M[m]
+    row, length = plan.row_S[m] - b * batch_rows, length_M[m]
     segments = Segments(index_M[m] - length, length, row, plan.place_S[m])
     rows = fill(store.items_N, segments, (batch_rows, config.length), *store.clock)
     index = np.full(shape, -1, np.int32)
@@ -281,8 +287,10 @@ def _batches_alike(store: Store, user_M, index_M, config: DataConfig, batch_rows
     scored = index >= 0
     hidden = None
     if hide:
-      hidden = np.full((*shape, whole_M.max()), -1, np.int32)
+      first = store.offsets[user_M[m]]
+      whole = index_M[m] - first
+      hidden = np.full((*shape, longest), -1, np.int32)
       hidden[np.repeat(row, whole), np.repeat(nth, whole), ranges(whole)] = store.items_N[
-        ranges(whole, first_M[m])]
+        ranges(whole, first)]
     yield EvalBatch(rows, np.where(scored, last_M[index], 0), np.where(scored, target_M[index], 0),
                     scored, index, hidden)
