@@ -15,6 +15,11 @@ import orbax.checkpoint as ocp
 
 from lares_jax.errors import InputError
 
+# Seconds that one save may take until it counts as failed, which ends the run. Orbax's own 20 minutes
+# are too few for 100 GB on a disk of 80 MB/s; were it more, a process whose disk fails would keep the
+# others waiting for longer.
+_SAVING = 2 * 3600
+
 
 class Checkpoints:
   """The two checkpoint series of a phase.
@@ -28,7 +33,8 @@ class Checkpoints:
     for left in () if read_only else self.directory.glob('*/*orbax-checkpoint-tmp*'):
       print(f'warning: {left} was left half written by a killed run; ignored', file=sys.stderr)
     options = ocp.CheckpointManagerOptions(
-      max_to_keep=1, cleanup_tmp_directories=not read_only, create=not read_only)
+      max_to_keep=1, cleanup_tmp_directories=not read_only, create=not read_only,
+      async_options=ocp.AsyncOptions(timeout_secs=_SAVING))
     try:
       self._latest, self._best = (
         ocp.CheckpointManager(self.directory / name, options=options) for name in ('latest', 'best'))
