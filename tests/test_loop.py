@@ -186,6 +186,7 @@ def test_a_restart_takes_out_the_lines_that_a_kill_undid(tmp_path):
     for step in steps:
       log.add({'loss': 1.0, 'targets': 5.0})
       log.flush(step)
+      log.keep()
     log.close()
   lines = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').open()]
   assert [line['step'] for line in lines] == [2, 4, 6, 8]

@@ -110,6 +110,7 @@ def _loop(phase, state, step, progress, step_of, checkpoints, config, mesh, log,
         if progress.see(step, metrics['ndcg@10']):
           checkpoints.save_best(step, state.evaluated, metrics)
         said = _sentence(phase, step, metrics, progress)
+      log.keep()  # before the checkpoint, whose lines they are
       checkpoints.save(step, state, dataclasses.asdict(progress), config)
       if said:
         log.say(said)
