@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
 from tiny import latest, make_config, make_store
 
@@ -195,6 +197,20 @@ def test_a_restart_takes_out_the_lines_that_a_kill_undid(tmp_path):
   log = Log(tmp_path, 'pretrain', 8, 10, True)
   with pytest.raises(AssertionError):
     log.write(9, 'validation', {'step': 3})
+  log.close()
+
+
+def test_a_full_disk_ends_the_log_with_an_error(tmp_path, monkeypatch):
+  """Points go to TensorBoard's file at once: a thread that writes them dies, and the run hangs."""
+
+  def full(*_):
+    raise OSError(errno.ENOSPC, 'No space left on device')
+
+  log = Log(tmp_path, 'pretrain', 0, 10, False)
+  monkeypatch.setattr(EventsWriter, 'write_event', full)
+  with pytest.raises(OSError, match='No space left'):
+    log.write(1, 'train', {f'loss_{n}': 1.0 for n in range(12)})
+  monkeypatch.undo()
   log.close()
 
 

@@ -7,12 +7,41 @@ import pathlib
 import sys
 import time
 from collections.abc import Sequence
+from time import time as clock
 
 import numpy as np
-import tensorboardX
 import tqdm
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 
 from lares_jax import files, processes
+
+
+class _Board:
+  """Points for TensorBoard.
+
+  tensorboardX's own SummaryWriter writes in a thread; where the disk is full the thread dies, and who
+  adds an eleventh point waits for it for ever.
+  """
+
+  def __init__(self, directory: pathlib.Path, purge: int):
+    """Points from step `purge` on, of starts before, are taken out."""
+    directory.mkdir(parents=True, exist_ok=True)
+    self._events = EventsWriter(str(directory / 'events'))
+    self._write(purge, session_log=SessionLog(status=SessionLog.START))
+
+  def write(self, step: int, kind: str, metrics: dict[str, float]) -> None:
+    for key, value in metrics.items():
+      self._write(step, summary=scalar(f'{kind}/{key}', value))
+    if kind == 'validation':
+      self._events.flush()
+
+  def close(self) -> None:
+    self._events.close()
+
+  def _write(self, step: int, **content) -> None:
+    self._events.write_event(Event(step=step, wall_time=clock(), **content))
 
 
 class Log:
@@ -29,8 +58,7 @@ class Log:
     if speaks and path.exists():
       _forget(path, phase, step if saved else -1)
     self._file = open(path, 'a', encoding='utf-8')
-    self._board = tensorboardX.SummaryWriter(
-      str(workdir / 'tensorboard' / phase), purge_step=step + saved, write_to_disk=speaks)
+    self._board = _Board(workdir / 'tensorboard' / phase, step + saved) if speaks else None
     self._bar = tqdm.tqdm(total=steps, initial=step, desc=phase, unit='step', mininterval=0.5,
                           disable=None if speaks else True)
     self.restart()
@@ -63,8 +91,8 @@ class Log:
     entry |= {k: float(np.float32(v)) for k, v in metrics.items()}
     self._file.write(json.dumps(entry) + '\n')
     self._file.flush()
-    for key, value in metrics.items():
-      self._board.add_scalar(f'{kind}/{key}', value, step)
+    if self._board:
+      self._board.write(step, kind, metrics)
 
   def keep(self) -> None:
     """Makes the lines so far outlive a kill: a mounted bucket takes what a file holds as it closes."""
@@ -78,7 +106,8 @@ class Log:
 
   def close(self) -> None:
     self._file.close()
-    self._board.close()
+    if self._board:
+      self._board.close()
     self._bar.close()
 
 
