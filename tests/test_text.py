@@ -1,5 +1,6 @@
 """Text embeddings beside a data set, with an encoder made up for the test."""
 
+import contextlib
 import os
 import sys
 
@@ -71,6 +72,15 @@ def test_a_failing_encoder_leaves_the_former_table(store):
     text.write(store, ['b'] * 30, breaks)
   assert fed and (text.opened(store, 3)[:, 1] == 1).all()
   assert not [f for f in os.listdir(store.directory) if f.startswith('.')]
+
+
+@pytest.mark.skipif(not os.path.exists('/dev/full'), reason='a device of Linux')
+def test_a_full_disk_is_an_error(store, monkeypatch):
+  """Of a table that is mapped it would be the end of the process, without a word (SIGBUS)."""
+  monkeypatch.setattr(np.lib.format, 'open_memmap', lambda *_: pytest.fail('mapped'))
+  monkeypatch.setattr(text, 'aside', lambda path: contextlib.nullcontext('/dev/full'))
+  with pytest.raises(OSError, match='No space left'):
+    text.write(store, ['a'] * 30, _encode)
 
 
 def test_what_does_not_fit_is_said(store, tmp_path, monkeypatch):

@@ -63,14 +63,14 @@ def write(store: Store, title_V: Sequence[str], encode: Encode) -> str:
   """Encodes every title into text.npy; returns its path."""
   path = os.path.join(store.directory, _FILE)
   starts = range(0, len(title_V), _TEXTS)
-  with aside(path) as fresh:
+  with aside(path) as fresh, open(fresh, 'wb') as file:  # not mapped: a full disk would be a SIGBUS
     shape = (len(title_V), encode(title_V[:1]).shape[1])
-    table_VxW = np.lib.format.open_memmap(fresh, 'w+', np.float32, shape)
+    np.lib.format.write_array_header_1_0(
+      file, {'descr': '<f4', 'fortran_order': False, 'shape': shape})
     for start in tqdm.tqdm(starts, 'encode titles', disable=None):
       texts = title_V[start : start + _TEXTS]
       has_title = np.array([text != '' for text in texts])
-      table_VxW[start : start + len(texts)] = np.where(has_title[:, None], encode(texts), 0)
-    table_VxW.flush()
+      file.write(np.where(has_title[:, None], encode(texts), 0).astype('<f4').tobytes())
   return path
 
 
