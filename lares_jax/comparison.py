@@ -5,12 +5,14 @@ import itertools
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 
 from lares_jax import config as config_lib
 from lares_jax import run
 from lares_jax.config import Config
+from lares_jax.data.store import Store
 from lares_jax.errors import InputError
 from lares_jax.experiment import Experiment
 from lares_jax.training.evaluation import EvaluationConfig
@@ -82,16 +84,19 @@ def start(plan: Plan, workdir: pathlib.Path, to_train: bool = True) -> dict[str,
   """
   out: dict[str, list[Experiment]] = {}
   first: Experiment | None = None
+  stores: dict[Any, Store] = {}  # one each for all: a table's runs may be more than a process may open
   for name, row in plan.runs.items():
     if row.config is None:
       continue
     data = dataclasses.replace(row.config.data, path=plan.data_path or row.config.data.path)
+    source = data.path, data.cache, data.prepare, row.config.model.backbone.times
     out[name] = []
     for seed in plan.seeds_of(name):
       config = dataclasses.replace(row.config, seed=seed, data=data)
       experiment = Experiment(config, workdir.absolute() / name / f'seed_{seed}')
       if to_train or (experiment.workdir / 'result.json').exists():
-        experiment = Experiment.start(config, str(experiment.workdir))
+        experiment = Experiment.start(config, str(experiment.workdir), stores.get(source))
+        stores[source] = experiment.store
         first = first or experiment
         if experiment.store.fingerprint != first.store.fingerprint:
           raise InputError(f'config.runs.{name} reads another data set than '

@@ -58,8 +58,11 @@ class Experiment:
   trained_on: str = ''  # the fingerprint that its data set must have; of a run that is loaded
 
   @classmethod
-  def start(cls, config: Config, workdir: str) -> 'Experiment':
+  def start(cls, config: Config, workdir: str, store: Store | None = None) -> 'Experiment':
     """Opens or makes the workdir.
+
+    With the `store` of another run that reads the same log, prepared and read in the same way, the
+    data set is not opened once more: each time takes the place of some open files.
 
     Raises:
       InputError: the workdir holds a run of another config or data set, or one that trains just
@@ -68,6 +71,8 @@ class Experiment:
     if '://' in workdir:
       raise InputError(f'--workdir={workdir}: use a directory; a bucket has to be mounted as one')
     experiment = cls(config, pathlib.Path(workdir).absolute())
+    if store is not None:
+      experiment.__dict__['store'] = store  # where the cached property keeps it
     store = experiment.store
     if not len(store.targets('valid')[0]):
       raise InputError(f'{store.directory}: no validation target with a history, so nothing could be '

@@ -409,6 +409,13 @@ def test_every_row_of_every_plan_can_take_a_step_of_each_phase(tmp_path, monkeyp
       assert seen['loss'].shape == (), row
 
 
+def test_runs_of_one_data_set_open_it_once(store, tmp_path):
+  """Each opening keeps some files open, and a table may have a hundred runs."""
+  experiments = comparison.start(_plan(store, seeds=(0, 1)), tmp_path)
+  stores = [e.store for runs in experiments.values() for e in runs]
+  assert len(stores) == 8 and len({id(opened) for opened in stores}) == 1
+
+
 def test_runs_of_different_data_are_not_compared(store, tmp_path):
   plan = _plan(store)
   other = make_config(make_store(tmp_path / 'other', seed=1).directory)

@@ -1,5 +1,6 @@
 """The prepared data set on disk: what goes in comes out, and damage is told."""
 
+import errno
 import os
 
 import numpy as np
@@ -90,6 +91,18 @@ def test_a_damaged_file_is_named(tmp_path, name, damage):
   with pytest.raises(InputError, match=rf'{name}: .*prepare the data set again'):
     opened = Store.open(tmp_path / 'set')
     _ = opened.items, opened.user_ids
+
+
+def test_a_file_that_may_not_be_opened_is_not_called_damaged(tmp_path, monkeypatch):
+  """Nobody should delete a data set because too many files are open."""
+  write(tmp_path / 'set')
+
+  def refused(*_, **__):
+    raise OSError(errno.EMFILE, 'Too many open files')
+
+  monkeypatch.setattr(np, 'load', refused)
+  with pytest.raises(InputError, match=r'items\.npy: Too many open files$'):
+    Store.open(tmp_path / 'set')
 
 
 def test_nothing_appears_unless_the_block_succeeds(tmp_path):

@@ -199,7 +199,11 @@ def _fingerprint(arrays: Mapping[str, np.ndarray], user_ids: pl.Series, item_ids
 def _read(directory: str, name: str, reader: Callable[[str], Any]) -> Any:
   try:
     return reader(os.path.join(directory, name))
-  except (OSError, ValueError, EOFError, pl.exceptions.PolarsError):
+  except (OSError, ValueError, EOFError, pl.exceptions.PolarsError) as error:
+    # No access, or too many open files: it may be whole. (Of polars an error has no number.)
+    if isinstance(error, OSError) and (error.errno or isinstance(error, PermissionError)):
+      said = error.strerror or str(error)
+      raise InputError(f'{os.path.join(directory, name)}: {said}') from None
     raise _mend(directory, name, 'not readable') from None
 
 
