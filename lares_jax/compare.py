@@ -64,6 +64,7 @@ def compare(plan: Plan, experiments: Mapping[str, Sequence[Experiment]]) -> list
   """The lines of the table, one for each row and each way to treat the history, all numbers bare."""
   found = {name: [_shown(e, plan.runs[name].phase) for e in runs] for name, runs in experiments.items()}
   cost = {name: _cost(runs, found[name], plan.runs[name].phase) for name, runs in experiments.items()}
+  user_M, _ = experiments[plan.reference][0].store.targets('test')
   lines = []
   for history in HISTORIES:
     scores = {name: _scores(shown, history) for name, shown in found.items()}
@@ -77,7 +78,7 @@ def compare(plan: Plan, experiments: Mapping[str, Sequence[Experiment]]) -> list
         mean_S = value_SxM.mean(1)
         line[key] = float(mean_S.mean())
         line[f'{key}_std'] = float(mean_S.std(ddof=1)) if len(runs) > 1 else None
-      block.append({**line, **cost[name], **_difference(plan, name, scores, spread)})
+      block.append({**line, **cost[name], **_difference(plan, name, scores, spread, user_M)})
     block.append(_popularity(experiments[plan.reference][0], history))
     tested = [line for line in block if 'p' in line]
     for line, p in zip(tested, significance.holm([line['p'] for line in tested])):
@@ -122,13 +123,14 @@ def _scores(shown: Sequence[Mapping[str, Any]], history: str) -> dict[str, np.nd
   return {key: np.stack([values[key] for values in by_seed]) for key in report.SHORT}
 
 
-def _difference(plan: Plan, name: str, scores, spread: significance.Spread) -> dict[str, Any]:
+def _difference(plan: Plan, name: str, scores, spread: significance.Spread,
+                user_M: np.ndarray) -> dict[str, Any]:
   other = plan.against(name)
   if other == name:
     return {}
   mine, theirs = scores[name]['ndcg@10'], scores[other]['ndcg@10']
   found = significance.difference(
-    mine, theirs, spread, same_runs=plan.source(name) == plan.source(other),
+    mine, theirs, spread, user_M=user_M, same_runs=plan.source(name) == plan.source(other),
     resamples=plan.resamples)
   relative = found.value / theirs.mean() if theirs.any() else None
   return {'against': other, 'difference': found.value, 'relative': relative, 'low': found.low,

@@ -7,7 +7,8 @@ Inference With Multiway Clustering", Journal of Business & Economic Statistics 2
 variances of two kinds of error are added up:
 
 - over users, of the gain of each, averaged over runs: the paired bootstrap of information retrieval
-  (Sakai, "Evaluating Evaluation Metrics based on the Bootstrap", SIGIR 2006);
+  (Sakai, "Evaluating Evaluation Metrics based on the Bootstrap", SIGIR 2006); a user with several
+  targets is drawn with all of them;
 - over runs, of each side's mean: s^2 / S. Few runs know s^2 badly, so the sum is held against Student's
   t with the degrees of freedom of Satterthwaite (Biometrics Bulletin 2(6), 1946). To resample 3 runs is
   not enough: where seeds matter most it finds p < .01 in every tenth case of no difference at all.
@@ -50,21 +51,24 @@ class Difference:
 
 
 def difference(mine_SxM: np.ndarray, other_RxM: np.ndarray, spread: Spread, *,
-               same_runs: bool = False, resamples: int = 1999) -> Difference:
+               user_M: np.ndarray | None = None, same_runs: bool = False,
+               resamples: int = 1999) -> Difference:
   """Compares a metric of S runs with that of R other runs on the same M targets.
 
   Args:
     mine_SxM: the metric of each run (seed) for each target, such as NDCG@10.
     other_RxM: the same of the other side, targets in the same order.
     spread: what the runs of a side vary by at least; see `pooled`.
+    user_M: whose target each is; None: each another user's.
     same_runs: run s of both sides shares its training (S = R), so that only their gap has an error.
     resamples: of the bootstrap.
   """
   if mine_SxM.shape[1] != other_RxM.shape[1] or (same_runs and mine_SxM.shape != other_RxM.shape):
     raise ValueError(f'{mine_SxM.shape} and {other_RxM.shape} are not of the same targets and runs')
   gain_M = mine_SxM.mean(0) - other_RxM.mean(0)
-  users = stats.bootstrap((gain_M,), np.mean, n_resamples=resamples, method='percentile',
-                          batch=min(_BATCH, max(_ROOM // len(gain_M), 1)), rng=np.random.default_rng(0))
+  gain_U = gain_M if user_M is None else by_user(gain_M, user_M)
+  users = stats.bootstrap((gain_U,), np.mean, n_resamples=resamples, method='percentile',
+                          batch=min(_BATCH, max(_ROOM // len(gain_U), 1)), rng=np.random.default_rng(0))
   sides = [mine_SxM - other_RxM] if same_runs else [mine_SxM, other_RxM]
   runs = _over_runs([side.mean(1) for side in sides], UNKNOWN if same_runs else spread)
   variance = users.standard_error**2 + sum(v for v, _ in runs)
@@ -76,6 +80,19 @@ def difference(mine_SxM: np.ndarray, other_RxM: np.ndarray, spread: Spread, *,
   reach = error * stats.t.ppf(0.975, freedom)
   p = 2 * stats.t.sf(abs(value) / error, freedom)
   return Difference(value, float(value - reach), float(value + reach), float(p))
+
+
+def by_user(value_M: np.ndarray, user_M: np.ndarray) -> np.ndarray:
+  """One value for each user [U], of the same mean, whose error is that of the mean over targets.
+
+  The mean over targets is a ratio, of the users' sums to their numbers of targets, and this is what
+  each user adds to it (linearised), so that the targets of one user are not taken to be independent.
+  """
+  _, user_M, count_U = np.unique(user_M, return_inverse=True, return_counts=True)
+  if (count_U == 1).all():
+    return value_M
+  mean = value_M.mean()
+  return mean + np.bincount(user_M, value_M - mean) * (len(count_U) / len(value_M))
 
 
 def pooled(means: Iterable[np.ndarray]) -> Spread:

@@ -72,6 +72,23 @@ def test_a_difference_that_seeds_explain_is_not_claimed(runs):
   assert np.mean(np.less(found, 0.05)) <= 0.11, 'more than 5% and three standard errors of it'
 
 
+def test_targets_of_one_user_are_not_independent():
+  """Twenty targets of a user that all gain alike say no more than one of them."""
+  rng = np.random.default_rng(5)
+  gain_U, count_U = rng.standard_normal(60), rng.integers(1, 20, 60)
+  user_M = np.repeat(np.arange(60), count_U)
+  alike = gain_U[user_M][None]
+  found = difference(alike, np.zeros_like(alike), user_M=user_M, resamples=4999)
+  drawn = rng.integers(60, size=(4999, 60))
+  means = (gain_U * count_U)[drawn].sum(1) / count_U[drawn].sum(1)
+  assert found.high - found.low == pytest.approx(2 * 1.96 * means.std(), rel=0.1)
+  naive = difference(alike, np.zeros_like(alike), resamples=999)
+  assert naive.value == pytest.approx(found.value)
+  assert naive.high - naive.low < 0.5 * (found.high - found.low)
+  one = rng.permutation(len(user_M))  # each another user's, in any order
+  assert difference(alike, alike * 0, user_M=one) == difference(alike, alike * 0)
+
+
 def test_runs_vary_by_no_less_than_those_of_all_rows():
   """Two that lie close together by luck make nothing sure; two far apart are no less so for others."""
   rng = np.random.default_rng(4)
