@@ -88,6 +88,8 @@ def test_an_interval_is_as_wide_as_theory_says():
   value_MxC = np.random.default_rng(0).normal(size=(400, 2)) * [1, 3]
   low_C, high_C = quality.interval(value_MxC)
   np.testing.assert_allclose(high_C - low_C, 2 * 1.96 * value_MxC.std(0) / 20, rtol=0.1)
+  again_C = quality.interval(value_MxC.repeat(9, axis=0), np.arange(400).repeat(9))
+  np.testing.assert_allclose(again_C, (low_C, high_C), atol=1e-12)  # as many users, not targets
 
 
 def test_flops_are_those_of_xla_without_a_loop(tmp_path):

@@ -13,6 +13,7 @@ from lares_jax.adaptive import CRITERIA, Rule, changes, one_step
 from lares_jax.data.batches import EvalBatch
 from lares_jax.experiment import Experiment
 from lares_jax.model.recurrence import at_places
+from lares_jax.significance import by_user
 from lares_jax.studies.cost import PerUser, catalogue_flops
 from lares_jax.training.evaluation import Evaluator, begin, ranks_of_stack, user_vectors
 
@@ -26,6 +27,7 @@ class Measured(NamedTuple):
   rank_TxM: np.ndarray
   settled_TxM: np.ndarray  # the ten best, in order, are those of the last step from here on
   change: dict[str, np.ndarray]  # by criterion [T, M]; see adaptive.changes
+  user_M: np.ndarray | None = None  # whose target each is; None: each another user's
 
 
 def measure(experiment: Experiment, params, split: str, most: int, users: int = 0) -> Measured:
@@ -35,7 +37,8 @@ def measure(experiment: Experiment, params, split: str, most: int, users: int = 
   rank, item, change = evaluator.over(step, split, users)
   same_TxM = (item == item[-1]).all(axis=-1)
   settled_TxM = np.logical_and.accumulate(same_TxM[::-1])[::-1]
-  return Measured(rank, settled_TxM, change)
+  user_M = experiment.store.targets(split)[0][evaluator.chosen(split, users)]
+  return Measured(rank, settled_TxM, change, user_M)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -57,8 +60,11 @@ def _every_step(evaluator: Evaluator, most: int, params, batch: EvalBatch):
   return jax.lax.scan(step, z_BxLxD, None, length=most)[1]
 
 
-def interval(value_MxC: np.ndarray, resamples: int = 1000) -> np.ndarray:
+def interval(value_MxC: np.ndarray, user_M: np.ndarray | None = None,
+             resamples: int = 1000) -> np.ndarray:
   """95% percentile bootstrap intervals over users of C means [2, C], from the same resamples."""
+  if user_M is not None:
+    value_MxC = np.stack([by_user(value_M, user_M) for value_M in value_MxC.T], axis=1)
   generator, users = np.random.default_rng(0), len(value_MxC)
   share_M = np.full(users, 1 / users)
   mean_RxC = np.stack([generator.multinomial(users, share_M) @ value_MxC / users
@@ -72,8 +78,8 @@ def by_depth(split: str, measured: Measured, depths: Sequence[int]) -> list[dict
   best_M = rank_DxM.argmin(axis=0)  # the shallowest of equals
   tables = [*map(metrics.per_user, rank_DxM), metrics.per_user(rank_DxM.min(axis=0))]
   names = list(tables[0])
-  low, high = interval(np.concatenate([np.stack(list(t.values()), 1) for t in tables], axis=1)
-                       ).reshape(2, len(tables), -1)
+  low, high = interval(np.concatenate([np.stack(list(t.values()), 1) for t in tables], axis=1),
+                       measured.user_M).reshape(2, len(tables), -1)
   lines = []
   for n, depth in enumerate([*depths, None]):
     line: dict[str, Any] = {'split': split, 'depth': depth or 'oracle',

@@ -65,8 +65,7 @@ class Evaluator:
     Over `users` of them at even distances, or all if 0; there must be one.
     """
     count = len(self.store.targets(split)[0])
-    most = min(users or count, count)
-    chosen_M: Any = np.linspace(0, count - 1, most).astype(int) if users else slice(None)
+    most, chosen_M = min(users or count, count), self.chosen(split, users)
     parts, index = [], []
     bar = tqdm.tqdm(total=most, desc=f'evaluate {split}', unit='user', leave=False, disable=None)
 
@@ -87,6 +86,11 @@ class Evaluator:
     bar.close()
     order_M = np.argsort(np.concatenate(index))
     return jax.tree.map(lambda *x: np.concatenate(x, axis=1)[:, order_M], *parts)
+
+  def chosen(self, split: str, users: int) -> Any:
+    """Which of a split's targets [M]: `users` of them at even distances, or all if 0."""
+    count = len(self.store.targets(split)[0])
+    return np.linspace(0, count - 1, min(users, count)).astype(int) if users else slice(None)
 
   def batches(self, split: str, chosen_M=slice(None), rows: int = 0, *,
               history: History | None = None):
