@@ -192,6 +192,13 @@ def test_a_study_put_elsewhere_leaves_the_run_its_rule(tmp_path):
   assert depth_study.places(workdir, str(other)) == (other, other / 'adaptive.json')
 
 
+def test_a_place_that_cannot_be_written_is_told_before_all_the_work(tmp_path):
+  (tmp_path / 'file').write_text('mine')
+  with pytest.raises(OSError):  # before the run is even loaded: there is none
+    depth_study.study(types.SimpleNamespace(workdir=tmp_path), str(tmp_path / 'file' / 'x'), DEPTHS,
+                      WIDTHS, users=0, repeats=1)
+
+
 def test_one_draw_is_plain_evaluation(run):
   test = [line for line in run.rows['quality'] if line['split'] == 'test']
   for d, line in enumerate(run.rows['width'][: len(DEPTHS)]):

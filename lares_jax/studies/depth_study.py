@@ -26,6 +26,7 @@ def study(experiment: Experiment, place: str, depths: Sequence[int], widths: Seq
           users: int, repeats: int, profile: bool = False) -> None:
   """Measures and writes everything; see `places`."""
   output, rule_file = places(experiment.workdir, place)
+  output.mkdir(parents=True, exist_ok=True)  # a place that cannot be written shows before all the work
   recommender = Recommender.of(experiment)
   params = recommender.params
   counted = cost.per_user(experiment)
@@ -121,7 +122,6 @@ def _facts(experiment: Experiment, batch: Batch, tables: Tables, best: int) -> l
 
 
 def _write(output: pathlib.Path, tables: Tables, facts: Sequence[str]) -> None:
-  output.mkdir(parents=True, exist_ok=True)
   texts = {}
   for name, lines in tables.items():
     frame = pl.DataFrame(lines, infer_schema_length=None, strict=False)
