@@ -89,7 +89,7 @@ def by_user(value_M: np.ndarray, user_M: np.ndarray) -> np.ndarray:
   each user adds to it (linearised), so that the targets of one user are not taken to be independent.
   """
   _, user_M, count_U = np.unique(user_M, return_inverse=True, return_counts=True)
-  if (count_U == 1).all():
+  if len(count_U) in (1, len(value_M)):  # a single user could not be drawn
     return value_M
   mean = value_M.mean()
   return mean + np.bincount(user_M, value_M - mean) * (len(count_U) / len(value_M))
