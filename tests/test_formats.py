@@ -201,6 +201,7 @@ def test_a_faulty_row_is_told_or_skipped(tmp_path, text, said):
     ('log.csv', '\n\nwho,thing,when\n', "row 3: no column 'what' among 'who, thing, when'"),
     ('log.csv', 'who,what,when\nu,"a"b,1\n', 'row 2: quotes that do not pair up'),
     ('log.csv', 'who,what,when\nu,a"b,1\nu,c,2\n', 'row 2: quotes that do not pair up'),
+    ('log.csv', 'who,what,when\nu"a,b,"\n', r'log\.csv: quotes that do not pair up'),
     ('log.csv', 'who,what,when,what\nu,a,1,b\n', "row 1: two columns 'what'; rename one"),
     ('log.csv', 'who,what,when\ru,a,1\r', r'row 1: no header; lines must end in'),
     ('log.tsv', 'who\twhat\twhen\nu\ta\t1\n'.encode('utf-16'), 'row 1: no column'),

@@ -151,7 +151,8 @@ def reading(path: str) -> Iterator[None]:
       odd = line.str.count_matches('"', literal=True) % 2 == 1
       inside = line.str.contains(r'(^|[,;|\t])"[^"]*"[^",;|\t]')
       row = _lines(path).filter(odd | inside).select(pl.col('row').min()).collect().item()
-      said = f'row {row}: quotes that do not pair up; write one in a text as "", within quotes'
+      where = f'row {row}: ' if row else ''  # an even number of them may be wrong, too
+      said = f'{where}quotes that do not pair up; write one in a text as "", within quotes'
     raise InputError(f'{path}: {said}') from None
 
 
