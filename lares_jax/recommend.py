@@ -58,12 +58,13 @@ def main() -> None:
   given = flags.FLAGS
   recommender = Recommender.load(given.workdir)
   depth = recommender.checked_depth(given.depth or None)
-  answer: Answer = recommender.recommend
-  requests, total = asked(sys.stdin.buffer, given.batch), None
+  answer: Answer
   if given.all_users:
     store = recommender.experiment.store
     answer, requests = recommender.recommend_numbers, everyone(store, given.batch)
     total = store.num_users
+  else:
+    answer, requests, total = recommender.recommend, asked(sys.stdin.buffer, given.batch), None
   try:
     done = run(answer, requests, sys.stdout, total, k=given.k, depth=depth,
                exclude_history=given.exclude_history)

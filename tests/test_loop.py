@@ -216,7 +216,8 @@ def test_a_full_disk_ends_the_log_with_an_error(tmp_path, monkeypatch):
 
 def test_a_line_of_training_has_means_and_targets_a_second(tmp_path, monkeypatch):
   times = iter((10.0, 14.0, 14.0))
-  monkeypatch.setattr(log_lib, 'time', types.SimpleNamespace(perf_counter=lambda: next(times)))
+  monkeypatch.setattr(log_lib, 'time', types.SimpleNamespace(
+    perf_counter=lambda: next(times), time=lambda: 0.0))
   log = Log(tmp_path, 'pretrain', 0, 10, False)
   for loss, targets in ((1.0, 5.0), (3.0, 7.0)):
     log.add({'loss': loss, 'targets': targets})

@@ -7,7 +7,6 @@ import pathlib
 import sys
 import time
 from collections.abc import Sequence
-from time import time as clock
 
 import numpy as np
 import tqdm
@@ -34,14 +33,13 @@ class _Board:
   def write(self, step: int, kind: str, metrics: dict[str, float]) -> None:
     for key, value in metrics.items():
       self._write(step, summary=scalar(f'{kind}/{key}', value))
-    if kind == 'validation':
-      self._events.flush()
+    self._events.flush()
 
   def close(self) -> None:
     self._events.close()
 
   def _write(self, step: int, **content) -> None:
-    self._events.write_event(Event(step=step, wall_time=clock(), **content))
+    self._events.write_event(Event(step=step, wall_time=time.time(), **content))
 
 
 class Log:
