@@ -149,6 +149,13 @@ def test_dropout_leaves_out_its_rate_and_keeps_the_mean():
   np.testing.assert_array_equal(Dropout(0.3).apply({}, x, False), x)
 
 
+@pytest.mark.parametrize('rate, least', ((0.0, 1.0), (0.001, 1.0), (0.003, 0.99), (0.95, 0.04)))
+def test_no_rate_drops_far_more_than_it_says(rate, least):
+  """One too small for a byte drops nothing, not all."""
+  out = Dropout(rate).apply({}, jnp.ones((100, 100)), True, rngs={'dropout': jax.random.key(0)})
+  assert (out > 0).mean() >= least
+
+
 @pytest.mark.parametrize('law', typing.get_args(depth.Distribution))
 def test_depths_stay_in_bounds_and_are_a_function_of_the_generator(law):
   config = DepthConfig(4, law)

@@ -17,9 +17,9 @@ class Dropout(nn.Module):
 
   @nn.compact
   def __call__(self, x, train: bool):
-    if not train or self.rate == 0.0:
-      return x
     kept = round((1.0 - self.rate) * 256)
+    if not train or kept == 256:  # of a rate below 1/512, too: a byte compared with 256 would wrap to 0
+      return x
     words = -(-x.shape[-1] // 4)
     bits = jax.random.bits(self.make_rng('dropout'), (*x.shape[:-1], words), jnp.uint32)
     byte = jax.lax.bitcast_convert_type(bits, jnp.uint8).reshape(*x.shape[:-1], words * 4)
