@@ -267,10 +267,11 @@ class Experiment:
     other = Experiment.load(start)
     if other.trained_on != self.store.fingerprint:
       raise InputError(f'{phase}.start={start} was trained on another data set')
-    # Orbax would cut or fill arrays of another shape without a word.
+    # Orbax would cut or fill arrays of another shape without a word, such as a filter of positions.
     mine, theirs = (
       {'model': dataclasses.asdict(e.model.config), 'catalogue.tau': e.config.catalogue.tau,
-       'catalogue.similarity': e.config.catalogue.similarity} for e in (self, other))
+       'catalogue.similarity': e.config.catalogue.similarity,
+       'row length': None if e.model.config.causal else e.config.data.length} for e in (self, other))
     differing = [d for d in config_lib.differing(mine, theirs) if not d.startswith(_OF_TRAINING)]
     if differing:
       raise InputError(f'{phase}.start={start} is another model: {", ".join(differing)}')

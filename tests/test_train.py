@@ -175,6 +175,24 @@ def test_a_phase_does_not_start_from_a_run_of_other_text_embeddings(tmp_path):
     later.init_params()
 
 
+@pytest.mark.parametrize('name', ('fmlp', 'transformer'))
+def test_a_filter_does_not_start_from_one_of_another_length(store, tmp_path, name):
+  """A filter of 8 positions is none of 6, and would be cut; without one any length will do."""
+  config = make_config(store)
+  backbone = dataclasses.replace(config.model.backbone, name=name)
+  config = dataclasses.replace(
+    config, data=dataclasses.replace(config.data, rows='prefix'),
+    model=dataclasses.replace(config.model, backbone=backbone))
+  Experiment.start(config, str(tmp_path / 'first'))
+  part = dataclasses.replace(config.pretrain, start=str(tmp_path / 'first'))
+  shorter = dataclasses.replace(
+    config, pretrain=part, data=dataclasses.replace(config.data, max_history=6))
+  later = Experiment(shorter, tmp_path / 'later')
+  said = r'is another model: row length \(8 there, 6 here\)' if name == 'fmlp' else r'no result\.json'
+  with pytest.raises(InputError, match=said):
+    later.init_params()
+
+
 class _Stop(Exception):
   pass
 
