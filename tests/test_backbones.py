@@ -148,6 +148,20 @@ def test_a_history_alone_or_in_company_gives_the_same_states(name):
   np.testing.assert_allclose(alone, company, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize('name', [name for name in NAMES if name not in CAUSAL])
+def test_filling_is_no_item(name):
+  """Where a layer sees the whole row, filling reaches the last token, and holds nothing of item 0."""
+  rows, params = _rows([3, 11], [5, 8], [0, 1], [0, 0]), _params(name)
+  run = jax.jit(lambda params: _states(_config(name), params, rows, _noise(rows), 2)[0, 4])
+
+  def of_other(item):
+    tables = {key: params[key].at[item].add(5.0) for key in ('item', 'text') if key in params}
+    return run({**params, **tables})
+
+  np.testing.assert_array_equal(of_other(0), run(params))
+  assert np.abs(of_other(3) - run(params)).max() > 1e-3
+
+
 def test_hstu_with_times_reads_gaps_alone_or_takes_them_as_unknown():
   run = lambda time_BxL: _run('hstu')(PREFIXES._replace(time_BxL=time_BxL), 2)
   time_BxL, real_BxL = PREFIXES.time_BxL, PREFIXES.real_BxL
