@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden_file import config, load, rows, tree
+from scipy.special import logsumexp
 
 from lares_jax.catalogue import Catalogue, CatalogueConfig
 from lares_jax.data.batches import Batch
@@ -110,6 +111,31 @@ def test_false_negatives_leave_the_alignment_where_asked():
     for p, q in np.ndindex(counted_PxP.shape):
       alike = p != q and target_P[p] == target_P[q]
       assert counted_PxP[p, q] == (pairs.real_P[p] and pairs.real_P[q] and not (masked and alike))
+
+
+@pytest.mark.parametrize('masked', (False, True))
+def test_both_alignments_leave_false_negatives_out_where_asked(masked):
+  """By their formula, of three views in one forward: pairs 0 and 1 have one target."""
+  name, golden = 'transformer_add_dot', load('transformer_add_dot')
+  model, batch, params = Lares(config(name), 30), _paired(golden), tree(golden, 'param/')
+  target_P = batch.pairs.target_P
+  batch = batch._replace(pairs=batch.pairs._replace(target_P=target_P.at[1].set(target_P[0])))
+  z_BxLxD = golden['input/initial_state_SxBxLxD'][:3].reshape(18, 8, 16)
+  objective = pretrain.Pretrain(
+    model, _scoring(name), DEPTH, pretrain.PretrainConfig(tau=0.7, mask_same_target=masked))
+  _, seen = jax.jit(objective.loss)(
+    params, batch, pretrain.Draw(np.int32(4), np.int32(1)), z_BxLxD, [jax.random.key(0)] * 2)
+  last_BxLxD, second_BxLxD = (
+    model.apply({'params': params}, batch.rows, z_BxLxD, depth, cap=4).state_BxLxD for depth in (4, 2))
+  at = lambda x_BxLxD, place_P: np.asarray(x_BxLxD, np.float64).reshape(-1, 16)[np.asarray(place_P)]
+  anchor_P, partner_P, _ = batch.pairs[:3]
+  counted_PxP = np.ones((6, 6), bool)
+  counted_PxP[[0, 1], [1, 0]] = not masked
+  for term, other_PxD in (('trajectory', at(last_BxLxD, partner_P)),
+                          ('step_alignment', at(second_BxLxD, anchor_P))):
+    logits_PxP = np.where(counted_PxP, at(last_BxLxD, anchor_P) @ other_PxD.T / 0.7, -np.inf)
+    want = np.mean([logsumexp(x, axis=1) - np.diag(x) for x in (logits_PxP, logits_PxP.T)])
+    np.testing.assert_allclose(seen[term], want, rtol=1e-4, atol=1e-5, err_msg=term)
 
 
 class _Filled(Lares):
