@@ -237,6 +237,31 @@ class _Noise:
     return params['item'].sum() * 0 + jax.random.uniform(key), {}
 
 
+def test_the_reference_stays_as_it_was_while_the_policy_moves(store, tmp_path):
+  """Also after a restart, for which it is fetched anew."""
+
+  class Told(_Noise):
+    def __call__(self, params, reference, *_):
+      moves = sum(x.sum() for x in jax.tree.leaves(params))
+      return moves, {'targets': 1.0, 'policy': params['item'].sum(), 'frozen': reference['item'].sum()}
+
+  experiment = Experiment(make_config(store), tmp_path)
+  reference = experiment.init_params()
+  phase = dataclasses.replace(
+    experiment.posttraining(reference, None), objective=Told(),
+    validate=lambda params: {'ndcg@10': 0.1, 'recall@10': 0.1})
+  for epochs in (1, 3):
+    train = dataclasses.replace(phase.train, epochs=epochs, log_every_steps=1)
+    loop.run(dataclasses.replace(phase, train=train), lambda: reference, experiment.abstract_params,
+             tmp_path, {}, experiment.mesh)
+  lines = [line for line in map(json.loads, (tmp_path / 'metrics.jsonl').open()) if 'frozen' in line]
+  began = float(reference['item'].sum())
+  assert [line['frozen'] for line in lines] == pytest.approx([began] * len(lines), abs=1e-4)
+  assert lines[0]['policy'] == pytest.approx(began, abs=1e-4), 'the policy is to begin as its reference'
+  moved = np.diff([line['policy'] for line in lines])
+  assert len(moved) > 2 and (moved < -0.01).all()
+
+
 def test_neither_compilation_nor_evaluation_is_training_time(store, tmp_path, monkeypatch):
   """By a clock that they alone move far, over two starts."""
   now = [0.0]

@@ -339,7 +339,7 @@ def test_phase_two_trains_on_prompts_that_any_noisy_pass_ranks_within_top(
   experiment = Experiment(make_config(
     store, phases='select,posttrain', posttrain=posttrain, select=SelectConfig(4, 2)), tmp_path)
   begun = []
-  monkeypatch.setattr(loop, 'run', lambda phase, *_: begun.append(phase))
+  monkeypatch.setattr(loop, 'run', lambda phase, start, *_: begun.append((phase, start())))
   monkeypatch.setattr(run, 'finish', lambda experiment: {})
   run.train(experiment)
   params = finished.best('pretrain')[0]
@@ -349,7 +349,10 @@ def test_phase_two_trains_on_prompts_that_any_noisy_pass_ranks_within_top(
   assert (wanted_M.sum() > (rank_2xM < 4).sum(1)).all() and (rank_2xM == 4).any(), 'tells nothing'
   kept_N, (_, end_M) = selection.load(experiment), experiment.store.targets('train')
   np.testing.assert_array_equal(kept_N[end_M], wanted_M)
-  model, batches = begun[0].objective.model.config, begun[0].batches
+  (phase, start), = begun
+  for of_phase in (start, phase.reference):
+    jax.tree.map(np.testing.assert_array_equal, of_phase, params)
+  model, batches = phase.objective.model.config, phase.batches
   assert (model.embed_dropout, model.pre_dropout, model.core_dropout) == (0.4, 0.4, 0.3)
   scored = sum(batches.batch(step).scored_BxA.sum() for step in range(batches.steps_per_epoch))
   assert scored == wanted_M.sum() == json.loads((tmp_path / 'prompts.json').read_text())['kept']
