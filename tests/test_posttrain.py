@@ -67,8 +67,11 @@ def test_packed_prompts_and_prefixes_have_one_loss_and_gradient(batches):
   (alone, wanted), want = outcome(batches['prefix'])
   assert abs(loss) > 0.01 and seen['kl'] > 0.01
   np.testing.assert_allclose(loss, alone, rtol=1e-5)
-  for name in ('targets', 'reward', 'kl', 'advantage_spread'):
+  for name in ('targets', 'reward', 'kl', 'advantage_spread', 'equal_groups', 'reward_spread'):
     np.testing.assert_allclose(seen[name], wanted[name], rtol=1e-5, err_msg=name)
+  alike_M = np.ptp(np.asarray(seen['advantage_GxM']), axis=0) == 0
+  share = alike_M[batches['packed'].scored_BxA.reshape(-1)].mean()
+  np.testing.assert_allclose(seen['equal_groups'], share, rtol=1e-5, err_msg='groups of equal rewards')
   largest = max(np.abs(x).max() for x in jax.tree.leaves(want))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * largest), grads, want)
 
@@ -114,3 +117,7 @@ def test_the_policy_drops_and_its_reference_does_not(batches, monkeypatch, part)
   (policy, reference), (other, again) = map(logprobs, jax.random.split(jax.random.key(0)))
   assert (policy != other).any()
   np.testing.assert_array_equal(reference, again)
+  # After one step of one initial state the rollouts of a prompt differ by their dropout alone.
+  first_GxM, held_GxM = (x[0][:, batch.scored_BxA.reshape(-1)] for x in (policy, reference))
+  assert np.abs(np.diff(first_GxM, axis=0)).max(axis=1).min() > 1e-3, 'rollouts share their dropout'
+  np.testing.assert_allclose(held_GxM, np.broadcast_to(held_GxM[:1], held_GxM.shape), rtol=1e-4)
