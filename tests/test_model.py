@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import types
 import typing
 
@@ -134,9 +135,11 @@ def test_initial_states():
   wide = Rows(*(np.tile(x, (200, 1)) for x in rows))
   sample = np.asarray(initial_state(MODEL, wide, jax.random.key(3), train=True))
   assert abs(sample.std() - 3 * 0.9866) < 0.05 and abs(sample.mean()) < 0.05
+  assert np.abs(sample).max() <= 9.0, 'cut, where 70 of so many would lie beyond'
   first, again, other = draw('normal', False), draw('normal', False), draw('normal', False, 1)
   assert (first == again).all() and (first != other).any()
-  assert (first[0, 0] != first[0, 1]).any(), 'noise is drawn for every token'
+  for z_BxLxD in (first, draw('normal', True)):
+    assert (z_BxLxD[0, 0] != z_BxLxD[0, 1]).any(), 'noise is drawn for every token'
 
 
 def test_dropout_leaves_out_its_rate_and_keeps_the_mean():
@@ -196,6 +199,11 @@ def test_depths_are_as_wide_as_published():
                          ('uniform', 2.29, 8)):
     draws = depth.draw(DepthConfig(4, law), np.random.default_rng(0), 40_000)
     assert abs(draws.std() - std) < 0.05 and draws.max() == most, law
+  free = depth.draw(DepthConfig(4, 'poisson'), np.random.default_rng(0), 40_000)
+  share = [np.exp(-4) * 4.0 ** n / math.factorial(n) for n in range(13)]
+  count = np.bincount(free, minlength=13)[:13] / len(free)
+  np.testing.assert_allclose(count, [0, share[0] + share[1], *share[2:]], atol=0.01)
+  assert free.max() > 12, 'poisson is not cut where it can be drawn'
 
 
 def test_phase_one_draws_a_state_for_each_row_and_any_step_that_was_taken(monkeypatch):
