@@ -17,9 +17,12 @@ from tiny import MODEL
 from lares_jax.data.rows import Segments, fill, units_per_tick
 from lares_jax.model import fourier
 from lares_jax.model.backbone import Context
+from lares_jax.model.bsarec import Rescaler
+from lares_jax.model.fmlp import Filter
 from lares_jax.model.hstu import HstuLayer
 from lares_jax.model.lares import LAYERS, Lares
-from lares_jax.model.tedrec import FusionConfig, TedrecFusion
+from lares_jax.model.tedrec import Expert, FusionConfig, TedrecFusion
+from lares_jax.model.transformer import FeedForward
 
 ITEMS = np.arange(20, dtype=np.int32)
 TIMES = np.cumsum(ITEMS**3).astype(np.int64) + 10**9
@@ -235,6 +238,26 @@ def test_each_part_drops_by_its_own_rate_in_training_alone(name):
     rate = {f'{part}_dropout': 0.5}
     plain, dropped = parts(False, **rate), parts(True, **rate)
     assert [not np.allclose(a, b, atol=1e-4) for a, b in zip(plain, dropped)] == where, part
+
+
+@pytest.mark.parametrize('part, name, where', (
+  (Filter, 'fmlp', 'filter'), (Rescaler, 'bsarec', 'filter'), (FeedForward, 'transformer', 'ffn')))
+def test_every_sub_layer_drops_what_it_adds(part, name, where):
+  layer, params = part(_config(name).backbone, 0.5), _params(name)['pre_0'][where]
+  plain, dropped = (layer.apply({'params': params}, _noise(PREFIXES), train,
+                                rngs={'dropout': jax.random.key(0)}) for train in (False, True))
+  assert not np.allclose(plain, dropped, atol=1e-3)
+
+
+def test_an_expert_drops_its_text():
+  fusion = dataclasses.replace(_config('tedrec').fusion, dropout=0.5)
+  params = _params('tedrec')['fusion']['expert_0']
+  apply = lambda text_BxLxW, train: np.asarray(Expert(fusion, MODEL.backbone).apply(
+    {'params': params}, text_BxLxW, train, rngs={'dropout': jax.random.key(0)}))
+  text_BxLxW = np.ones((2, 8, 6), np.float32)
+  assert not np.allclose(apply(text_BxLxW, True), apply(text_BxLxW, False), atol=1e-3)
+  zero_BxLxW = np.zeros_like(text_BxLxW)  # its bias is taken off what is left
+  np.testing.assert_array_equal(apply(zero_BxLxW, True), apply(zero_BxLxW, False))
 
 
 def test_a_gru_layer_by_hand():
