@@ -1,5 +1,6 @@
 """The commands of configs/amazon2023.py, on small generated files of that very format."""
 
+import dataclasses
 import gzip
 import json
 import pathlib
@@ -7,6 +8,9 @@ import subprocess
 import sys
 
 import amazon
+
+from configs import amazon2023
+from lares_jax import config as config_lib
 
 ROOT = pathlib.Path(__file__).parents[1]
 SMALL = {
@@ -21,6 +25,30 @@ def _command(name, *arguments, text=''):
                         input=text, capture_output=True, check=False)
   assert done.returncode == 0, done.stderr[-3000:]
   return done.stdout
+
+
+def test_the_settings_are_those_that_were_published():
+  """Method, sections 3 to 6; those of defaults, which no other test or kept run holds, among them."""
+  c = config_lib.typed(amazon2023.get_config('instruments'))
+  model, loss, rollouts = c.model, c.pretrain.loss, c.posttrain.loss
+  assert dataclasses.astuple(model.backbone)[:4] == ('transformer', 64, 2, 256)
+  assert (model.pre_layers, model.core_layers, model.combine, model.initial) == (2, 2, 'add', 'normal')
+  assert (model.embed_dropout, model.pre_dropout, model.core_dropout) == (0.5, 0.5, 0.5)
+  assert (model.initial_std, model.initial_scale) == (1.0, 3.0)
+  assert (c.depth.mean, c.depth.distribution) == (4, 'poisson_lognormal')
+  assert c.evaluate.depths == (1, 2, 4, 8, 12, 16) and c.evaluate.history == 'ranked'
+  assert (c.catalogue.similarity, c.catalogue.tau, c.catalogue.loss) == ('dot', 1.0, 'exact')
+  assert (loss.alpha, loss.gamma, loss.similarity, loss.tau) == (0.1, 0.5, 'dot', 1.0)
+  assert not loss.mask_same_target
+  for phase, rate in ((c.pretrain, 1e-3), (c.posttrain, 5e-4)):
+    adam = phase.train.optimizer
+    assert (adam.learning_rate, adam.schedule, adam.weight_decay) == (rate, 'constant', 0)
+  train = c.pretrain.train
+  assert (train.patience, train.eval_every_epochs, train.epochs, train.ema) == (10, 1.0, 300, 0)
+  assert train.batch_rows * c.data.row_length == 1024
+  assert (c.select.top, c.select.passes) == (100, 3)
+  assert (c.posttrain.dropout, c.posttrain.outer_dropout) == (0.1, 0.1)
+  assert (rollouts.rollouts, rollouts.beta, rollouts.k, rollouts.reward) == (4, 1.0, 10, 'recall')
 
 
 def test_fetched_files_become_recommendations(tmp_path):
