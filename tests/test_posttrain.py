@@ -10,6 +10,7 @@ from tiny import MODEL, make_store
 
 from lares_jax.catalogue import Catalogue, CatalogueConfig
 from lares_jax.data.batches import DataConfig, TrainBatches
+from lares_jax.metrics import gain
 from lares_jax.model.depth import DepthConfig
 from lares_jax.model.lares import Lares
 from lares_jax.objectives import posttrain
@@ -23,6 +24,13 @@ def test_one_hit_in_a_group_of_four():
   advantage_GxM = advantages(REWARD_GxM)
   np.testing.assert_allclose(advantage_GxM[:2, 0], (0.75 / 0.5001, -0.25 / 0.5001), rtol=1e-6)
   np.testing.assert_array_equal(advantage_GxM[:, 1:], np.zeros((4, 2)))
+
+
+@pytest.mark.parametrize('rollouts', (3, 4, 5, 7, 8))
+def test_groups_of_equal_rewards_have_no_advantage_at_all(rollouts):
+  reward_M = gain(np.arange(0, 12, 0.5), 10, 'ndcg').astype(np.float32)
+  advantage_GxM = jax.jit(advantages)(jnp.broadcast_to(reward_M, (rollouts, len(reward_M))))
+  np.testing.assert_array_equal(advantage_GxM, 0)
 
 
 @pytest.fixture(scope='module')

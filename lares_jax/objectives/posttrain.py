@@ -33,8 +33,14 @@ class PosttrainConfig:
 
 
 def advantages(reward_GxM: jax.Array) -> jax.Array:
-  """(reward - mean of the group) / (unbiased std of the group + 1e-4)."""
-  return (reward_GxM - reward_GxM.mean(axis=0)) / (reward_GxM.std(axis=0, ddof=1) + 1e-4)
+  """(reward - mean of the group) / (unbiased std of the group + 1e-4); 0 where all are equal."""
+  apart_GxM = reward_GxM - reward_GxM.mean(axis=0)
+  apart_GxM = jnp.where(_equal(reward_GxM), 0.0, apart_GxM)  # a mean of equals is rounded, too
+  return apart_GxM / (reward_GxM.std(axis=0, ddof=1) + 1e-4)
+
+
+def _equal(reward_GxM):
+  return reward_GxM.max(axis=0) == reward_GxM.min(axis=0)
 
 
 def divergence(logprob, reference):
@@ -109,7 +115,7 @@ class Posttrain:
     seen = {
       'targets': prompts, 'depth': depth_G.mean(),
       'reward': over(reward_GxM.mean(axis=0)), 'reward_spread': over(reward_GxM.std(axis=0)),
-      'equal_groups': over(reward_GxM.max(axis=0) == reward_GxM.min(axis=0)),
+      'equal_groups': over(_equal(reward_GxM)),
       'advantage_spread': jnp.sqrt(over(jnp.square(advantage_GxM).mean(axis=0))),
       'kl': (weight_TxGxM * kl_TxGxM).sum(), 'distance_last': distance_T[depth_G.max() - 1],
       'advantage_GxM': advantage_GxM,
