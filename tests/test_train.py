@@ -106,20 +106,30 @@ def test_a_phase_that_is_not_asked_for_any_more_is_not_in_the_result(finished, t
   assert result['phase'] == 'pretrain' and [*result['validation_by_phase']] == ['pretrain']
 
 
-def test_a_run_is_evaluated_from_anywhere(finished, tmp_path):
-  """Also where a relative path to its log leads nowhere."""
+@pytest.mark.parametrize('asked, history', (([], 'ranked'), (['--exclude_history'], 'removed')))
+def test_a_run_is_evaluated_from_anywhere(finished, tmp_path, asked, history):
+  """Also where a relative path to its log leads nowhere; by the history that it names."""
   content = json.loads((finished.workdir / 'config.json').read_text())
   content['config']['data']['path'] = 'not/there/log.csv'
   shutil.copytree(finished.workdir, tmp_path / 'run')
   (tmp_path / 'run' / 'config.json').write_text(json.dumps(content))
   out = subprocess.run(
-    [sys.executable, '-m', 'lares_jax.evaluate', '--workdir=run', '--depths=1,2', '--draws=2'],
+    [sys.executable, '-m', 'lares_jax.evaluate', '--workdir=run', '--depths=1,2', '--draws=2', *asked],
     cwd=tmp_path, env={**os.environ, 'PYTHONPATH': os.pathsep.join([str(ROOT), *sys.path])}, text=True,
     capture_output=True, timeout=120)
   assert out.returncode == 0, out.stderr[-800:]
   said = json.loads(out.stdout.splitlines()[-1])
-  assert said['metrics']['2'] == pytest.approx(finished.result()['test']['2'])
-  assert said['history'] == 'ranked' and set(said['spread_over_draws']) == {'1', '2'}
+  params, _, _ = finished.best(finished.result()['phase'])
+  rank_2x2xM = [finished.evaluator.ranks(params, 'test', (1, 2), history=history, draw=draw)
+                for draw in (0, 1)]
+  for n, depth in enumerate(('1', '2')):
+    first, second = (metrics.summary(rank_2xM[n]) for rank_2xM in rank_2x2xM)
+    assert said['metrics'][depth] == pytest.approx(first)
+    spread = {name: np.std([first[name], second[name]], ddof=1) for name in first}
+    assert said['spread_over_draws'][depth] == pytest.approx(spread, abs=1e-9)
+  whole = finished.result()['test']['2']
+  assert (said['metrics']['2'] == pytest.approx(whole)) == (history == 'ranked')
+  assert said['history'] == history and f'history {history}' in out.stdout
 
 
 def test_a_run_whose_data_set_changed_is_refused(finished, tmp_path):
