@@ -77,11 +77,15 @@ def block_scores(query_MxD, item_KxD, config: CatalogueConfig) -> jax.Array:
 
 def pair_products(query_MxD, item_MxD, config: CatalogueConfig) -> jax.Array:
   """Products of matching rows as they are compared [M]: those of the same items in a block."""
-  # No matrix unit makes these, and of a mere cast XLA for GPUs then makes nothing: a score would not
-  # be rounded as its rivals' are, and never tie with them.
+  # No matrix unit makes these: unless told, XLA would not round a score as its rivals' are, and it
+  # would never tie with them.
+  return product('md,md->m', rounded(query_MxD, config), rounded(item_MxD, config), config)
+
+
+def rounded(x: jax.Array, config: CatalogueConfig) -> jax.Array:
+  """`x` as `product` rounds it, still float32: of a cast there and back XLA for GPUs makes nothing."""
   kind = jnp.finfo(config.dtype)
-  rounded = lambda x: jax.lax.reduce_precision(x, kind.nexp, kind.nmant)
-  return product('md,md->m', rounded(query_MxD), rounded(item_MxD), config)
+  return jax.lax.reduce_precision(x, kind.nexp, kind.nmant)
 
 
 def product(axes: str, x, y, config: CatalogueConfig) -> jax.Array:

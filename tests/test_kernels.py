@@ -156,6 +156,17 @@ def test_one_item_is_certain(kernel):
   np.testing.assert_allclose(d_table[0], query.sum(0) / 0.5, atol=1e-4)
 
 
+def test_factors_are_rounded_and_not_merely_cast():
+  """Of a cast there and back XLA for GPUs makes nothing: a target would be scored unlike its rivals."""
+  query, table, target, real = arrays()
+  share = Share(jnp.asarray(table), FIRST, ITEMS, CatalogueConfig(dtype='bfloat16'))
+  zeros = np.zeros(M, np.float32)
+  for run in (lambda query: kernels.forward(gpu, True, share, query, target, real),
+              lambda query: kernels.backward(gpu, True, share, query, target, real, *[zeros] * 3)):
+    text = str(jax.make_jaxpr(run)(query))
+    assert text.count('reduce_precision') == 2, 'the queries and the targets: see scoring.rounded'
+
+
 def test_a_long_batch_is_divided(monkeypatch):
   """The query gradient of a backward pass has to fit in VMEM."""
   query, table, target, real = arrays()

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from lares_jax import share as plain
 from lares_jax.kernels import gpu, tpu
-from lares_jax.scoring import as_item, as_query, pair_scores
+from lares_jax.scoring import as_item, as_query, pair_scores, rounded
 from lares_jax.share import Share
 
 
@@ -73,7 +73,7 @@ def forward(kernel, interpret, share, query_MxD, target_M, real_M, bounds=()):
   `gpu`) as plain JAX, slowly. Results for filling are 0.
   """
   config, (counts_2, row_M, take, put) = share.config, _prepare(share, target_M, real_M)
-  query_MxD = as_query(take(query_MxD), config.similarity).astype(config.dtype)
+  query_MxD = rounded(as_query(take(query_MxD), config.similarity), config).astype(config.dtype)
   bounds = [take(x_M * config.tau) for x_M in bounds]
   item_RxD = as_item(share.table_RxD, config.similarity)
   out = [put(x_M) for x_M in kernel.forward(
@@ -90,7 +90,7 @@ def backward(kernel, interpret, share, query_MxD, target_M, real_M, lse_M, g_lse
   item_RxD, pull_item = jax.vjp(lambda x: as_item(x, config.similarity), share.table_RxD)
   of_query = row_M, *map(take, (lse_M * config.tau, g_lse_M / config.tau, g_target_M / config.tau))
   d_query_MxD, d_item_RxD = kernel.backward(
-    counts_2, query_MxD.astype(config.dtype), of_query, item_RxD, config, interpret)
+    counts_2, rounded(query_MxD, config).astype(config.dtype), of_query, item_RxD, config, interpret)
   return *pull_query(d_query_MxD), *pull_item(d_item_RxD)
 
 

@@ -17,7 +17,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from lares_jax.kernels import score
-from lares_jax.scoring import product
+from lares_jax.scoring import product, rounded
 
 PROGRAMS = 4 * 132  # at least: some for each of the card's processors
 _WHOLE = pl.BlockSpec(memory_space=pl.ANY)
@@ -117,8 +117,7 @@ def forward(counts_2, query_MxD, row_M, bounds, item_RxD, config, interpret):
 
 def _lookup(item_RxD, row_M, config):
   """Items as they are multiplied, float32, zeros for row R (a gather costs nothing here)."""
-  item_MxD = item_RxD.at[row_M].get(mode='fill', fill_value=0)
-  return item_MxD.astype(config.dtype).astype(jnp.float32)
+  return rounded(item_RxD.at[row_M].get(mode='fill', fill_value=0), config)
 
 
 def _query_kernel(counts, query, lse, item, d_query, *, plan, each, config):
