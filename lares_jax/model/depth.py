@@ -11,7 +11,11 @@ _SPREAD = 0.5  # s of the log-normal rate
 
 @dataclasses.dataclass(frozen=True)
 class DepthConfig:
-  """The law of the training depth, about `mean` (r) on average; `mean` 0 is the plain backbone."""
+  """The law of the training depth, with mean recurrence `mean` (r); 0 is the plain backbone.
+
+  What is drawn is r on average by `constant` and about that by the Poisson laws, r + 1/2 by `uniform`,
+  and by `poisson_lognormal`, which adds a step as published, nearly r + 1: 4.9 where r is 4.
+  """
 
   mean: int = 4
   distribution: Distribution = 'poisson_lognormal'
