@@ -19,7 +19,7 @@ from jax.experimental.pallas import triton as plgpu
 from lares_jax.kernels import score
 from lares_jax.scoring import product, rounded
 
-PROGRAMS = 4 * 132  # at least: some for each of the card's processors
+PROGRAMS = 4 * 132  # at most, unless tiles alone are more: some for each of the card's processors
 _WHOLE = pl.BlockSpec(memory_space=pl.ANY)
 
 

@@ -20,7 +20,7 @@ LANES = 128
 TILE = 512  # queries at a time
 BLOCK, COLUMNS = 4096, 512  # items brought into VMEM, and scored, at a time
 RESIDENT = 2**22  # numbers of a query gradient that VMEM holds during a backward pass
-CORES = 2  # of a v5p, which divide a backward pass; the others have one, which does both parts
+CORES = 2  # of a v4 or v5p, which divide a backward pass; v5e and v6e have one, which does both parts
 
 
 def _tiles(rows: int) -> tuple[int, int]:
