@@ -28,7 +28,7 @@ def _command(name, *arguments, text=''):
 
 
 def test_the_settings_are_those_that_were_published():
-  """Method, sections 3 to 6; those of defaults, which no other test or kept run holds, among them."""
+  """Of depth, both phases and the selection; those of defaults, which nothing else holds, too."""
   c = config_lib.typed(amazon2023.get_config('instruments'))
   model, loss, rollouts = c.model, c.pretrain.loss, c.posttrain.loss
   assert dataclasses.astuple(model.backbone)[:4] == ('transformer', 64, 2, 256)
