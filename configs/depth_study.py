@@ -4,8 +4,8 @@
         --config.data_path=../shared/data/beauty.txt [--config.seeds=0,1,2]
 
 Each row is configs/beauty.py:quick with one thing changed, against that itself (r4). Depth is chosen on
-validation for each row from what it can be expected to use, up to 4 r steps. Thirteen runs a seed, each
-as long as that one. One seed, the default, says nothing about seeds: see significance.py.
+validation for each row from what it can be expected to use: 1 to 8 steps, and up to 4 r. Thirteen runs
+a seed, each as long as that one. One seed, the default, says nothing about seeds: see significance.py.
 """
 
 from configs import beauty, compare_beauty
