@@ -46,7 +46,7 @@ _MAX_BATCH = 1024  # histories a call: one tile of the catalogue pass
 
 def _define_flags() -> None:
   flags.DEFINE_string('workdir', None, 'A trained run.', required=True)
-  flags.DEFINE_string('output', None, 'The directory to write; must not exist yet.', required=True)
+  flags.DEFINE_string('output', None, 'The directory to write, new or empty.', required=True)
   flags.DEFINE_list('platforms', [*USUAL], 'Where the program can run.')
   flags.DEFINE_integer('k', 10, 'Items that a call returns for each history.')
   flags.DEFINE_enum('table', 'float32', ['float32', 'bfloat16', 'int8'], 'Type of the item embeddings.')

@@ -268,7 +268,7 @@ def _listed(left_out: Mapping[str, int]) -> str:
 def _define_flags() -> None:
   flags.DEFINE_string('input', None, 'Files of the log: paths and globs, commas between.',
                       required=True)
-  flags.DEFINE_string('output', None, 'Directory to write; must not exist yet.', required=True)
+  flags.DEFINE_string('output', None, 'Directory to write, new or empty.', required=True)
   define: dict[Any, Callable[..., Any]] = {
     str: flags.DEFINE_string, int: flags.DEFINE_integer, float | None: flags.DEFINE_float,
     tuple[float, ...]: flags.DEFINE_list}
