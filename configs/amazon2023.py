@@ -17,12 +17,12 @@ data/NAME unless --config.data.path says otherwise. What to expect of test Recal
     SASRec in the paper                 .0536 / .0277   .0385 / .0194   .0926 / .0446
 
 Where this departs from the paper: several histories share a row of 64 tokens, so a step of 16 rows
-holds about as many targets as the paper's 1,024 rows; of a history of more
-than 20 items some targets see the latest 11 alone (data.rows=prefix shows all of them 20); its pairs
-are one for each history in those rows, so that the alignment terms see some 200 negatives and not
-1,023; their first view is the state of the cross-entropy, not one of its own
-(pretrain.loss.views=separate is as published); the reference of phase two shares the noise of the
-rollouts (posttrain.loss.reference_noise=independent is as published).
+holds about as many targets as the paper's 1,024 rows; of a history of more than 20 items some
+targets see the latest 11 alone (data.rows=prefix shows all of them 20); its pairs are one for each
+history in those rows, so that the alignment terms see some 200 negatives and not 1,023; their first
+view is the state of the cross-entropy, not one of its own (pretrain.loss.views=separate is as
+published); the reference of phase two shares the noise of the rollouts
+(posttrain.loss.reference_noise=independent is as published).
 """
 
 from lares_jax import config as config_lib
