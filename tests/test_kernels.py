@@ -181,6 +181,25 @@ def test_a_long_batch_is_divided(monkeypatch):
     np.testing.assert_allclose(one, other, atol=1e-5)
 
 
+def test_wide_items_come_in_smaller_blocks():
+  """Some two MiB of them at a time have to fit in VMEM."""
+  assert [tpu._block(width) for width in (8, 128, 130, 600)] == [256, 256, 128, 128]
+  random, width = np.random.default_rng(3), 300
+  query, table = (random.normal(size=(n, width)).astype(np.float32) / 8 for n in (M, R))
+  _, _, target, real = arrays()
+  share, ones = Share(jnp.asarray(table), FIRST, ITEMS, CatalogueConfig()), np.ones(M, np.float32)
+  lse = plain.log_sum_exp(share, query, real)
+  got, _ = jax.jit(lambda query: kernels.forward(
+    tpu, True, share, query, jnp.asarray(target), real))(query)
+  np.testing.assert_allclose(got[real], lse[real], rtol=1e-5)
+  d_query, _ = jax.jit(lambda query: kernels.backward(
+    tpu, True, share, query, jnp.asarray(target), real, lse, ones, 0 * ones))(query)
+  scores = query @ table[:ITEMS - FIRST].T
+  share_MxR = np.exp(scores - scores.max(1, keepdims=True))
+  want = (share_MxR / share_MxR.sum(1, keepdims=True)) @ table[:ITEMS - FIRST]
+  np.testing.assert_allclose(d_query[real], want[real], atol=1e-5)
+
+
 def three_passes(config):
   """What the catalogue calls, as a function of arrays."""
   def run(table, query, target, real):

@@ -85,8 +85,9 @@ def test_the_plain_pass_is_told_apart(chip):
   assert blocks_of_scores(hlo), 'the search for blocks of scores finds none where there are some'
 
 
-@pytest.mark.parametrize('rows, size, width', [(5, 1, 8), (1200, 700, 50), (300, 9000, 300)])
-def test_odd_sizes_compile(chip, rows, size, width):
+@pytest.mark.parametrize('rows, size, width', [
+  (5, 1, 8), (1200, 700, 50), (16384, 9000, 256), (8192, 9000, 512)])
+def test_odd_and_large_sizes_compile(chip, rows, size, width):
   def run(table, query, target, real):
     share = Share(table, 0, size, CatalogueConfig(dtype='bfloat16', kernel='pallas'))
     lse, score = kernels.likelihood(share, query, target, real)

@@ -3,7 +3,8 @@
 `catalogue.kernel=pallas` takes them; `auto` is plain for now: a kernel is to be taken unasked only
 where it has been shown, on the chip itself, to be right and to win. On an H200, in bfloat16, it wins,
 and likelihood and gradients are within 1e-5 of the plain pass's, in norm (2026-11-27, three
-sizes of 10^5 items and more). Ranks, float32 and other cards have not been compared.
+sizes of 10^5 items and more). Ranks, float32 and other cards have not been compared. On TPUs they were
+compiled, for items of up to 512 numbers; wider ones find no room.
 
 What binds on each chip, what was compiled and what was measured: configs/results/README.md.
 """

@@ -18,8 +18,9 @@ from lares_jax.scoring import product
 
 LANES = 128
 TILE = 512  # queries at a time
-BLOCK, COLUMNS = 4096, 512  # items brought into VMEM, and scored, at a time
-RESIDENT = 2**22  # numbers of a query gradient that VMEM holds during a backward pass
+BLOCK, COLUMNS = 4096, 512  # items of LANES numbers brought into VMEM, and scored, at a time
+RESIDENT = 2**21  # numbers of a query gradient that VMEM holds during a backward pass
+VMEM = 48 * 2**20  # bytes that a kernel may take of a chip's 64 MiB or more; RESIDENT takes 16 MiB
 CORES = 2  # of a v4 or v5p, which divide a backward pass; v5e and v6e have one, which does both parts
 
 
@@ -27,6 +28,11 @@ def _tiles(rows: int) -> tuple[int, int]:
   """(Queries a tile, queries with padding): tiles as equal as lanes allow, to pad little."""
   tile = LANES * pl.cdiv(pl.cdiv(rows, pl.cdiv(rows, TILE)), LANES)
   return tile, tile * pl.cdiv(rows, tile)
+
+
+def _block(width: int) -> int:
+  """Items brought into VMEM at a time: the fewer, the wider."""
+  return max(BLOCK * LANES // max(width, LANES) // COLUMNS, 1) * COLUMNS
 
 
 def _scalars(counts_2, row_M, tile: int, padded: int) -> jax.Array:
@@ -40,11 +46,12 @@ def _over_columns(scalars, tile, tiles, rows, block, item_DxK, body):
 
   Few blocks are `near`, that is may hold a target of the tile, as queries are sorted by target.
   """
-  queries, items, start = scalars[0], scalars[1], block * BLOCK
-  targets = (scalars[2 + tile] < start + BLOCK) & (scalars[2 + tiles + tile] >= start)
+  size = item_DxK.shape[1]
+  queries, items, start = scalars[0], scalars[1], block * size
+  targets = (scalars[2 + tile] < start + size) & (scalars[2 + tiles + tile] >= start)
 
   def part(near):
-    @pl.loop(0, BLOCK // COLUMNS)
+    @pl.loop(0, size // COLUMNS)
     def _(j):
       columns = pl.ds(pl.multiple_of(j * COLUMNS, COLUMNS), COLUMNS)
       row_1xK = jax.lax.broadcasted_iota(jnp.int32, (1, COLUMNS), 1) + (start + j * COLUMNS)
@@ -90,17 +97,18 @@ def _forward_kernel(scalars, query, item, target, *refs, config, rank):
 def forward(counts_2, query_MxD, row_M, bounds, item_RxD, config, interpret):
   """See `kernels.forward`, which prepares the arrays."""
   (rows, width), rank, results = query_MxD.shape, bool(bounds), 1 if bounds else 3
-  tile, padded = _tiles(rows)
+  (tile, padded), items = _tiles(rows), _block(width)
   by_tile = lambda columns: pl.BlockSpec((tile, columns), lambda t, i, _: (t, 0))
-  block = pl.BlockSpec((width, BLOCK), lambda t, i, _: (0, i))
+  block = pl.BlockSpec((width, items), lambda t, i, _: (0, i))
   sums = pl.pallas_call(
     functools.partial(_forward_kernel, config=config, rank=rank),
     grid_spec=pltpu.PrefetchScalarGridSpec(
-      num_scalar_prefetch=1, grid=(padded // tile, pl.cdiv(len(item_RxD), BLOCK)),
+      num_scalar_prefetch=1, grid=(padded // tile, pl.cdiv(len(item_RxD), items)),
       in_specs=[by_tile(width), block, *[by_tile(1)] * (1 + 2 * rank)],
       out_specs=[by_tile(LANES)] * results),
     out_shape=[jax.ShapeDtypeStruct((padded, LANES), jnp.float32)] * results,
-    compiler_params=pltpu.CompilerParams(dimension_semantics=('parallel', 'arbitrary')),
+    compiler_params=pltpu.CompilerParams(
+      dimension_semantics=('parallel', 'arbitrary'), vmem_limit_bytes=VMEM),
     interpret=interpret, name='catalogue_forward',
   )(_scalars(counts_2, row_M, tile, padded), score.pad(query_MxD, padded, width), item_RxD.T,
     *(score.pad(x_M[:, None], padded, 1) for x_M in (row_M, *bounds)))
@@ -146,13 +154,14 @@ def backward(counts_2, query_MxD, of_query, item_RxD, config, interpret):
       [x_M[rows] for x_M in of_query], item_RxD, config, interpret)
     (d_MxD, d_RxD), (e_MxD, e_RxD) = part(0, slice(half)), part(half, slice(half, None))
     return jnp.concatenate([d_MxD, e_MxD]), d_RxD + e_RxD
-  (tile, padded), blocks = _tiles(rows), pl.cdiv(size, BLOCK)
+  (tile, padded), items = _tiles(rows), _block(width)
+  blocks = pl.cdiv(size, items)
   cores = min(CORES, blocks)
   each = pl.cdiv(blocks, cores)
   by_tile = lambda columns: pl.BlockSpec((tile, columns), lambda core, i, t, _: (t, 0))
   across = pl.BlockSpec((width, tile), lambda core, i, t, _: (0, t))
   block = pl.BlockSpec(
-    (width, BLOCK), lambda core, i, t, _: (0, jnp.minimum(core * each + i, blocks - 1)))
+    (width, items), lambda core, i, t, _: (0, jnp.minimum(core * each + i, blocks - 1)))
   d_query, d_item = pl.pallas_call(
     functools.partial(_backward_kernel, blocks=blocks, config=config),
     grid_spec=pltpu.PrefetchScalarGridSpec(
@@ -163,7 +172,7 @@ def backward(counts_2, query_MxD, of_query, item_RxD, config, interpret):
                jax.ShapeDtypeStruct((width, size), jnp.float32)],
     compiler_params=pltpu.CompilerParams(
       dimension_semantics=('parallel', 'arbitrary', 'arbitrary'),
-      vmem_limit_bytes=16 * 2**20 + 2 * 4 * RESIDENT),
+      vmem_limit_bytes=VMEM),
     interpret=interpret, name='catalogue_backward',
   )(_scalars(counts_2, of_query[0], tile, padded),
     score.pad(query_MxD, padded, width), score.pad(query_MxD, padded, width).T,
