@@ -118,6 +118,14 @@ def test_pairs_are_of_histories_with_the_same_target_and_others_where_there_are_
   assert shared > 50 and others > 0.9 * shared, 'partners must be drawn from the other occurrences'
 
 
+def test_there_is_room_for_every_partner_and_not_much_more(store):
+  """Rows too few would leave pairs out without a word; rows too many are passed through the model."""
+  batches = TrainBatches(store, PACKED, batch_rows=16, pairs=24, seed=0)
+  epoch = [batches.batch(step) for step in range(batches.steps_per_epoch)]
+  assert np.mean([b.pairs.real_P for b in epoch]) > 0.95
+  assert np.mean([b.rows.real_BxL[16:] for b in epoch]) > 0.6
+
+
 def test_anchors_and_partners_are_drawn_uniformly(store):
   """An anchor from the scored tokens of its segment, a partner from the other places of its target."""
   generator, end_M = np.random.default_rng(0), store.targets('train')[1]
