@@ -126,6 +126,18 @@ def test_there_is_room_for_every_partner_and_not_much_more(store):
   assert np.mean([b.rows.real_BxL[16:] for b in epoch]) > 0.6
 
 
+def test_partners_that_find_no_room_are_of_all_lengths(store):
+  batches = TrainBatches(store, PACKED, batch_rows=4, pairs=8, seed=0)
+  batches._partner_rows = 1  # of the three that these take
+  length_P, kept_P = np.array([8, 8, 7, 6, 3, 2, 1, 1]), np.zeros(8)
+  for seed in range(99):
+    segments, last_P, fits_P = batches._lay(np.arange(8), length_P, np.random.default_rng(seed))
+    np.testing.assert_array_equal(segments.start_S, np.flatnonzero(fits_P))
+    np.testing.assert_array_equal(last_P > 0, fits_P)
+    kept_P += fits_P
+  assert (kept_P > 15).all(), 'some lengths are favoured'
+
+
 def test_anchors_and_partners_are_drawn_uniformly(store):
   """An anchor from the scored tokens of its segment, a partner from the other places of its target."""
   generator, end_M = np.random.default_rng(0), store.targets('train')[1]
