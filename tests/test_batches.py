@@ -14,7 +14,7 @@ from tiny import make_config, make_store
 from lares_jax.data import batches as module
 from lares_jax.data.batches import DataConfig, TrainBatches, Windows, eval_batches
 from lares_jax.data.pairs import Partners
-from lares_jax.data.rows import Segments, pack
+from lares_jax.data.rows import Segments, fill, pack
 from lares_jax.errors import InputError
 from lares_jax.experiment import Experiment
 
@@ -215,6 +215,23 @@ def test_evaluation_batches_hold_every_history_once(store, config, monkeypatch):
     assert b.hidden_BxAxH.shape[-1] <= {0: 4, 1: 16, 2: 30}[np.searchsorted([4, 16], longest[-1])]
   assert min(longest) <= 4 and max(longest) > 16, 'short ones apart from long ones'
   assert sorted(seen) == list(range(len(user)))
+
+
+def test_times_of_a_fine_unit_reach_rows_in_ticks(store):
+  """As nanoseconds would: without ticks all gaps of more than two seconds would be alike."""
+  gap = np.int64(10**10)
+  timed = dataclasses.replace(store, times_N=gap * np.arange(len(store.items_N)))
+  units = timed.clock[1]
+  assert 1 < units < gap
+  batches = [TrainBatches(timed, PACKED, batch_rows=4, pairs=0, seed=0).batch(0),
+             next(eval_batches(timed, *timed.targets('test'), PACKED, 4))]
+  for rows in (b.rows for b in batches):
+    known = rows.real_BxL & (rows.time_BxL >= 0)
+    np.testing.assert_array_equal(rows.time_BxL[known], (rows.position_BxL * gap // units)[known])
+    assert known.any() and rows.time_BxL.max() > 3
+  times_N = np.array([50, 69, 80, 30, 50 + 10 * 2**40])  # one earlier than the first, one too late
+  rows = fill(np.arange(5), Segments(*np.array([[0], [5], [0], [0]])), (1, 5), times_N, 10)
+  np.testing.assert_array_equal(rows.time_BxL, [[0, 1, 3, 0, 2**31 - 1]])
 
 
 def test_a_row_of_the_shortest_makes_no_room_in_all(tmp_path):
