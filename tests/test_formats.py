@@ -185,6 +185,14 @@ def test_a_faulty_row_is_told_or_skipped(tmp_path, text, said):
   assert ('u', 'z', 7) in rows and sum(left_out.values()) == 1
 
 
+def test_of_several_faulty_rows_the_first_is_told_and_all_are_counted(tmp_path):
+  path = write(tmp_path / 'log.csv', HEADER + 'u,a,1\nu,,1\nu,b,noon\nu,,2\n')
+  with pytest.raises(InputError, match=r'log\.csv: row 3: no item'):
+    load(path, NAMES)
+  rows, left_out = load(path, NAMES, skip_bad_rows=True)
+  assert rows == [('u', 'a', 1)] and sorted(left_out.values()) == [1, 2]
+
+
 @pytest.mark.parametrize(
   ('name', 'text', 'said'),
   [
