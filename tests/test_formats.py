@@ -125,6 +125,24 @@ def test_globs_and_lists_keep_the_declared_order(tmp_path):
   assert load(backwards, NAMES)[0] == rows[::-1], 'ties are broken by file order as declared'
 
 
+def test_a_file_is_what_its_name_says_commas_and_brackets_too(tmp_path):
+  path = write(tmp_path / 'log, [1].csv', 'who,what,when\nu,a,1\n')
+  assert load(path, NAMES)[0] == [('u', 'a', 1)]
+  path = str(tmp_path / 'log [1].parquet')
+  pl.DataFrame({'who': ['u'], 'what': ['a'], 'when': [1]}).write_parquet(path)
+  assert load(path, NAMES)[0] == [('u', 'a', 1)]
+
+
+def test_no_file_is_read_twice(tmp_path):
+  for name, kind in (('log.csv', 'uncompressed'), ('log.csv.gz', 'gzip')):
+    pl.DataFrame(ROWS, schema=[*NAMES.values()], orient='row').write_csv(
+      tmp_path / name, compression=kind)
+  for inputs in ('log.csv,log.csv', 'log.csv*'):
+    inputs = ','.join(str(tmp_path / name) for name in inputs.split(','))
+    with pytest.raises(InputError, match=r'log\.csv would be read twice'):
+      load(inputs, NAMES)
+
+
 def test_times_with_fractions_become_millionths(tmp_path):
   path = write(tmp_path / 'log.csv', 'who,what,when\nu,a,2.5\nu,b,1\nu,c, 1.0000016e0\n')
   read_log, _ = read(formats.sources(path), NAMES)
