@@ -99,7 +99,10 @@ def test_the_formats_with_names_of_their_own(tmp_path):
     text = header + '\n'.join(line.format(*row) for row in rows) + '\n'
     assert load(write(tmp_path / name, text))[0] == rows, name
   text = 'user_id:token\titem_id:token\n1\t10\n1\t11\n2\t10\n'
-  assert load(write(tmp_path / 'notime.inter', text))[0] == [row[:2] for row in rows]
+  path = write(tmp_path / 'notime.inter', text)
+  assert load(path)[0] == [row[:2] for row in rows]
+  with pytest.raises(InputError, match=r"no column 'when'.*--time=NAME"):
+    load(path, {'time': 'when'})  # it may have none, but for who names one
   for text in ('1 10 11\r\n2 10 \n', '\ufeff1 10 11\n2 10'):
     assert load(write(tmp_path / 'beauty.txt', text))[0] == [row[:2] for row in rows]
 
