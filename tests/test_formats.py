@@ -326,6 +326,21 @@ def test_minimum_rating_and_tie_break(tmp_path):
   assert [row[1] for row in load(path, names)[0]] == ['c', 'b', 'a'], 'one has no rank'
 
 
+def test_formats_know_their_ratings_and_what_is_no_rating_is_told(tmp_path):
+  for name, header, line in [
+    ('ml.inter', 'user_id:token\titem_id:token\trating:float\ttimestamp:float\n', '1\t{}\t{}\t5\n'),
+    ('ratings.dat', '', '1::{}::{}::5\n'),
+    ('ratings.csv', 'userId,movieId,rating,timestamp\n', '1,{},{},5\n'),
+    ('Video_Games.csv', 'user_id,parent_asin,rating,timestamp\n', '1,{},{},5\n'),
+  ]:
+    text = header + line.format(10, 2.5) + line.format(11, 3)
+    rows, left_out = load(write(tmp_path / name, text), {'rating': ''}, min_rating=3)
+    assert rows == [('1', '11', 5)] and left_out == {'rows rated too low': 1}, name
+  path = write(tmp_path / 'log.csv', 'who,what,when,stars\nu,a,1,4\nu,b,1,nan\n')
+  with pytest.raises(InputError, match='row 3: the rating is not a number'):
+    load(path, {**NAMES, 'rating': 'stars'}, min_rating=3)
+
+
 # A log that comes split, three ways: plain rows, rows with histories, RecBole's lists.
 SPLIT = {
   'train': [('u', 'a', 1), ('u', 'b', 2), ('v', 'b', 1)],
