@@ -156,6 +156,17 @@ def test_times_with_fractions_become_millionths(tmp_path):
   assert read_log.time_scale == 1 and read_log.rows['time'].to_list() == [2, 2**63 - 1]
 
 
+def test_times_that_cannot_be_set_side_by_side_are_told(tmp_path):
+  path = write(tmp_path / 'log.csv', 'who,what,when\nu,a,1717113600000000.5\nu,b,3\n')
+  with pytest.raises(InputError, match=r'log\.csv: times with fractions must stay below 9e12'):
+    load(path, NAMES)  # their millionths would not fit, and be anything
+  header = 'user_id:token\titem_id:token'
+  write(tmp_path / 'a.inter', f'{header}\ttimestamp:float\nu\ta\t1\n')
+  write(tmp_path / 'b.inter', f'{header}\nu\tb\n')
+  with pytest.raises(InputError, match=r'a\.inter: some files .* give it to all of them'):
+    load(str(tmp_path / '*.inter'))
+
+
 def test_dates_are_times(tmp_path):
   dates = ('2024-05-31', '2024-05-31T00:00:01Z', '2024-05-31 02:00:02+02:00', '2024-05-31 00:00:03.25',
            '1717113604.5')  # 5 seconds, each in a way of its own

@@ -73,7 +73,7 @@ def read(
   if rows.is_empty():
     raise InputError(f'{sources[0].path}: no interactions (left out: {left_out.total():,} rows); is it '
                      'the right file?')
-  rows, time_scale = _whole_times(rows)
+  rows, time_scale = _whole_times(sources[0].path, rows)
   rows = _numeric_ties(rows)
   if histories:
     unrolled = _unroll(rows, strict=not skip_bad_rows)
@@ -177,17 +177,18 @@ def compact(log: Log) -> Log:
   return Log(rows, ids['user'], ids['item'], log.time_scale)
 
 
-def _whole_times(rows: pl.DataFrame) -> tuple[pl.DataFrame, int]:
+def _whole_times(path: str, rows: pl.DataFrame) -> tuple[pl.DataFrame, int]:
   """Times as whole numbers: millionths of the log's unit if any time has a fraction."""
   if 'time' in rows.columns and rows['time'].null_count():
-    raise InputError('some files of the log have times and some have none; leave out --time')
+    raise InputError(f'{path}: some files of this log have a column of times and some have none; give '
+                     'it to all of them, or take it out of all')
   if 'micros' not in rows.columns:
     return rows, 1
   micros, rows = rows['micros'].fill_null(0), rows.drop('micros')
   if not (micros > 0).any():
     return rows, 1
   if (rows['time'] > 9 * 10**12).any():
-    raise InputError('times with fractions must stay below 9e12; drop the fractions')
+    raise InputError(f'{path}: times with fractions must stay below 9e12; drop the fractions')
   return rows.with_columns(pl.col('time') * 10**6 + micros), 10**6
 
 
