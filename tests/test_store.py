@@ -93,6 +93,15 @@ def test_a_damaged_file_is_named(tmp_path, name, damage):
     _ = opened.items, opened.user_ids
 
 
+def test_a_data_set_of_another_version_is_not_read(tmp_path):
+  made = write(tmp_path / 'set')
+  path = tmp_path / 'set' / 'meta.json'
+  path.write_text(path.read_text().replace('"version": 1', '"version": 2'))
+  with pytest.raises(InputError, match=r'meta\.json: format version 2, not 1; delete'):
+    Store.open(made.directory)
+  assert store.is_prepared(tmp_path) is store.is_prepared(made.directory) is False
+
+
 def test_a_file_that_may_not_be_opened_is_not_called_damaged(tmp_path, monkeypatch):
   """Nobody should delete a data set because too many files are open."""
   write(tmp_path / 'set')
