@@ -1,6 +1,7 @@
 """The prepared data set on disk: what goes in comes out, and damage is told."""
 
 import errno
+import hashlib
 import os
 
 import numpy as np
@@ -8,7 +9,7 @@ import polars as pl
 import pytest
 
 from lares_jax.aside import new_directory
-from lares_jax.data import store
+from lares_jax.data import audit, store
 from lares_jax.data.store import Store
 from lares_jax.errors import InputError
 
@@ -135,3 +136,25 @@ def test_what_is_there_is_not_replaced(tmp_path):
   with pytest.raises(InputError, match='exists; choose another'), new_directory(tmp_path / 'set'):
     (tmp_path / 'set').write_text('come meanwhile')
   assert sorted(os.listdir(tmp_path)) == ['set', 'thesis.txt']
+
+
+def test_the_audit_says_which_rows_each_split_has(tmp_path, monkeypatch):
+  """By a digest that others can make: user, item and time of each row, tabs between."""
+  monkeypatch.setattr(audit, '_BLOCK', 2)  # rows turned into text at a time
+  found = audit.audit(write(tmp_path / 'set'))
+  for name, rows in (('train', 'b\tx\t1\nb\ty\t2\nb\ty\t3\n'), ('valid', 'b\tz\t4\n'),
+                     ('test', 'b\tx\t5\na\tz\t4\na\tw\t6\n')):
+    assert found['splits'][name]['sha256'] == hashlib.sha256(rows.encode()).hexdigest()
+    assert found['splits'][name]['interactions'] == rows.count('\n')
+  assert found['splits']['test']['without_history'] == 1, "a's first item"
+  assert found['popularity'] == {'min': 1, 'median': 2, 'mean': 1.75, 'p90': 2, 'max': 2}
+  said = dict(line.strip().split('  ', 1) for line in audit.table(found).splitlines())
+  said = {name: text.strip() for name, text in said.items()}
+  assert said['users, items, interactions'] == '2  4  7'
+  assert said['same time as the one before'] == said['training after the first test'] == '0.00%'
+  assert said['repeats of an earlier item'] == '28.57%'
+  assert said['test'] == '3 interactions, 2 targets, 50.00% in their history, 1 unseen'
+  bare = audit.audit(write(tmp_path / 'bare', times_N=None, test_start_U=SMALL['offsets'][1:]))
+  assert bare['warnings'] == ['no targets in test'] and bare['tied_times'] is None
+  rows = b'b\tx\nb\ty\nb\ty\n'
+  assert bare['splits']['train']['sha256'] == hashlib.sha256(rows).hexdigest()
