@@ -356,7 +356,8 @@ def test_facts_of_ml_100k(tmp_path):
    ({'cuts': ('5', 'six')}, '--cuts=5,six: numbers, please'), ({'max_history': -1}, 'use 0 or more'),
    ({'fractions': (0.5, 0.5)}, 'two shares'), ({'min_length': 2}, 'needs 3'),
    ({'fractions': ('nan', 0.1)}, 'two shares'), ({'cuts': ('nan', 1)}, 'two times'),
-   ({'rating': 'stars'}, 'ratings are read for --min_rating alone')])
+   ({'rating': 'stars'}, 'ratings are read for --min_rating alone'),
+   ({'cuts': (4, 5)}, 'only --split=global_time has cuts')])
 def test_options_are_checked(wrong, said):
   with pytest.raises(InputError, match=said):
     PrepareOptions(**wrong)
