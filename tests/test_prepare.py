@@ -396,6 +396,8 @@ def test_the_command(tmp_path, rows):
   done = command(f'--input={path}', f'--output={tmp_path / "set"}', *named)
   assert done.returncode == 0, done.stderr
   assert done.stdout.splitlines()[-1].endswith(f'to {tmp_path / "set"}')
+  assert done.stdout.startswith('format: csv; left out: '), 'what was read, and what was not'
+  assert 'training after the first test' in done.stdout, 'the audit is to be read'
   assert json.loads((tmp_path / 'set' / 'meta.json').read_text())['audit']['users'] > 0
   Path(path).write_text('user,item,time\nu,a,-1\n')
   done = command(f'--input={path}', f'--output={tmp_path / "other"}', *named)
