@@ -190,6 +190,16 @@ def test_duplicates(tmp_path, rows, keep):
   assert store.meta['left_out']['rows that repeat an item'] == len(rows) - len(kept)
 
 
+def test_repeats_go_before_the_core_is_sought(tmp_path):
+  """An item that one user had twice has one interaction then, and is outside the 2-core."""
+  rows = [(user, item, 1) for user in 'ab' for item in 'xyz'] + [('a', 'w', 2), ('a', 'w', 3)]
+  store = prepare(write_csv(tmp_path / 'log.csv', rows), tmp_path / 'set',
+                  PrepareOptions(**NAMED, duplicates='first', k_core=2))
+  assert {*store.item_ids} == {*'xyz'}
+  assert store.meta['left_out']['rows that repeat an item'] == 1
+  assert store.meta['left_out']['rows outside the 2-core'] == 1
+
+
 def test_maximum_history_keeps_the_latest_of_training(tmp_path, rows):
   path = write_csv(tmp_path / 'log.csv', rows)
   store = prepare(path, tmp_path / 'set', PrepareOptions(**NAMED, max_history=2))
