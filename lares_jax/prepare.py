@@ -156,7 +156,8 @@ def prepared(path: str, options: PrepareOptions, cache_dir: str | os.PathLike[st
     return _cached(path, options, cache_dir)
   except InputError as error:  # in the words of whoever asked: options are keys of a config here
     said = str(error).replace('--input', '--config.data.path')
-    raise InputError(re.sub(r'--(?!config)(\w+)=', r'--config.data.prepare.\1=', said)) from None
+    names = '|'.join(field.name for field in dataclasses.fields(options))
+    raise InputError(re.sub(rf'--({names})\b', r'--config.data.prepare.\1', said)) from None
 
 
 def _cached(path: str, options: PrepareOptions, cache_dir: str | os.PathLike[str]) -> Store:

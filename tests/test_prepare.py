@@ -400,6 +400,21 @@ def test_a_data_set_of_other_options_than_there_are_is_read(tmp_path, rows):
     again(max_history=3)
 
 
+def test_whoever_asks_by_a_config_is_told_its_keys(tmp_path):
+  path = write_csv(tmp_path / 'log.csv', [('a', 'x', 1)])
+  history = tmp_path / 'x.inter'
+  history.write_text('user_id:token\titem_id_list:token_seq\titem_id:token\trating:float\n'
+                     'u\ta b\tc\t5\n')
+  for log, options, said in (
+      (path, {}, r'say --config\.data\.prepare\.user=NAME'),
+      (f'{path}.gz', {}, r'no such file; check --config\.data\.path$'),
+      (path, dict(user='user', item='item', split='global_time'),
+       r'^--config\.data\.prepare\.split=global_time: .* column with --config\.data\.prepare\.time$'),
+      (str(history), dict(min_rating=3.0), r'leave out --config\.data\.prepare\.min_rating$')):
+    with pytest.raises(InputError, match=said):
+      prepared(log, PrepareOptions(**options), tmp_path / 'cache')
+
+
 def test_the_command(tmp_path, rows):
   path = write_csv(tmp_path / 'log.csv', rows)
   named = [f'--{role}={name}' for role, name in NAMED.items()]
