@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import pathlib
+import subprocess
 import sys
 
 import numpy as np
@@ -115,3 +117,17 @@ def test_what_does_not_fit_is_said(store, tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, 'sentence_transformers', None)
   with pytest.raises(InputError, match='pip install sentence-transformers'):
     text.sentence_encoder('any')
+
+
+def test_the_command(store, tmp_path):
+  titles = tmp_path / 'meta.csv'
+  titles.write_text('asin,name\ni3,a red shoe\nnobody,other\n')
+  out = subprocess.run(
+    [sys.executable, '-m', 'lares_jax.data.text', f'--data={store.directory}', f'--input={titles}',
+     '--item=asin', '--title=name', '--encoder=words'],
+    cwd=pathlib.Path(__file__).parents[1], capture_output=True, text=True, check=False)
+  assert out.returncode == 0, out.stderr
+  assert out.stdout.endswith('30 items of 128 dimensions, 29 without a title\n')
+  table_VxW, row = text.opened(store, 128), store.item_ids.to_list().index('i3')
+  np.testing.assert_allclose(table_VxW[row], text.word_encoder()(['a red shoe'])[0], rtol=1e-6)
+  assert not np.delete(table_VxW, row, axis=0).any()
