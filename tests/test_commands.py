@@ -43,6 +43,20 @@ def test_one_line_and_exit_code_1(tmp_path, arguments, said):
   assert not list(tmp_path.iterdir()), 'nothing may be left behind'
 
 
+@pytest.mark.parametrize('does, arguments, code, said', (
+  ('raise KeyboardInterrupt', (), 130, 'stopped at once; what was saved stands\n'),
+  ('raise errors.Interrupted(15)', (), 143, 'SIGTERM: saved; the same command goes on from here\n'),
+  ('return 3', (), 3, ''), ('raise OSError(28, "full")', (), 1, 'error: [Errno 28] full\n'),
+  ('pass', ('x',), 1, "error: unexpected argument 'x': every option is --name=value\n"),
+  ('raise ValueError("a fault of ours")', (), 1, None)))
+def test_how_a_command_ends(does, arguments, code, said):
+  program = f'from lares_jax import errors\ndef main():\n  {does}\nerrors.front_door(main)'
+  out = subprocess.run([sys.executable, '-c', program, *arguments], cwd=ROOT, text=True,
+                       capture_output=True, check=False)
+  assert out.returncode == code
+  assert 'Traceback' in out.stderr if said is None else out.stderr == said
+
+
 def test_a_platform_that_is_not_here_is_named(tmp_path, monkeypatch):
   monkeypatch.setenv('JAX_PLATFORMS', 'none_such')
   out = run(*MAIN, f'--workdir={tmp_path / "w"}', '--config.data.path=')
