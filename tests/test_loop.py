@@ -60,6 +60,14 @@ def test_signals_are_given_back_and_sigterm_may_come_twice():
   assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)] == before
 
 
+@pytest.mark.parametrize('ndcg', (0.3, 0.2, float('nan')))
+def test_only_what_is_better_is_the_best(ndcg):
+  """Phase two must beat its start: what is as good, or no number, is none."""
+  progress = loop.Progress()
+  assert progress.see(0, 0.0) and progress.see(5, 0.3) and not progress.see(9, ndcg)
+  assert progress == loop.Progress(best_step=5, best_ndcg=0.3, stale=1)
+
+
 def test_patience_ends_a_run_and_it_stays_ended(store, tmp_path):
   """And the best is of its evaluation: here the third of five, of two without a better one."""
   experiment = Experiment.start(make_config(store), str(tmp_path))
