@@ -208,6 +208,16 @@ def test_a_restart_takes_out_the_lines_that_a_kill_undid(tmp_path):
   log.close()
 
 
+def test_a_line_that_a_kill_cut_short_is_taken_out(tmp_path):
+  whole = json.dumps({'phase': 'pretrain', 'step': 2, 'kind': 'train'}) + '\n'
+  (tmp_path / 'metrics.jsonl').write_text(whole + whole[:20])
+  log = Log(tmp_path, 'pretrain', 2, 10, True)
+  log.write(4, 'validation', {'mrr': 0.5})
+  log.close()
+  lines = (tmp_path / 'metrics.jsonl').read_text().splitlines(keepends=True)
+  assert lines[0] == whole and [json.loads(line)['step'] for line in lines] == [2, 4]
+
+
 def test_a_full_disk_ends_the_log_with_an_error(tmp_path, monkeypatch):
   """Points go to TensorBoard's file at once: a thread that writes them dies, and the run hangs."""
 
