@@ -175,18 +175,19 @@ def test_a_half_written_checkpoint_is_ignored_with_a_warning(tmp_path, capsys):
   assert f'{left} was left half written' in capsys.readouterr().err
 
 
-def _purged(directory):
-  """The step of each start that a directory of TensorBoard's tells."""
-  steps = []
+def _events(directory):
+  """What a directory of TensorBoard's holds."""
   for file in sorted(directory.iterdir()):
     data = file.read_bytes()
     while data:  # length, its checksum, the event, its checksum
       size = int.from_bytes(data[:8], 'little')
-      event = Event.FromString(data[12:12 + size])
-      if event.HasField('session_log'):
-        steps.append(event.step)
+      yield Event.FromString(data[12:12 + size])
       data = data[16 + size:]
-  return sorted(steps)
+
+
+def _purged(directory):
+  """The step of each start that it tells."""
+  return sorted(event.step for event in _events(directory) if event.HasField('session_log'))
 
 
 def test_a_restart_takes_out_the_lines_that_a_kill_undid(tmp_path):
@@ -216,6 +217,15 @@ def test_a_line_that_a_kill_cut_short_is_taken_out(tmp_path):
   log.close()
   lines = (tmp_path / 'metrics.jsonl').read_text().splitlines(keepends=True)
   assert lines[0] == whole and [json.loads(line)['step'] for line in lines] == [2, 4]
+
+
+def test_points_reach_tensorboard(tmp_path):
+  log = Log(tmp_path, 'pretrain', 0, 10, False)
+  log.write(4, 'validation', {'mrr': 0.5})  # and are there while the run goes on
+  points = [(event.step, value.tag, value.simple_value) for event in _events(
+    tmp_path / 'tensorboard' / 'pretrain') for value in event.summary.value]
+  assert points == [(4, 'validation/mrr', 0.5)]
+  log.close()
 
 
 def test_a_full_disk_ends_the_log_with_an_error(tmp_path, monkeypatch):
