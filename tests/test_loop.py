@@ -68,8 +68,11 @@ def test_only_what_is_better_is_the_best(ndcg):
   assert progress == loop.Progress(best_step=5, best_ndcg=0.3, stale=1)
 
 
-def test_patience_ends_a_run_and_it_stays_ended(store, tmp_path):
+def test_patience_ends_a_run_and_it_stays_ended(store, tmp_path, monkeypatch):
   """And the best is of its evaluation: here the third of five, of two without a better one."""
+  order, keep, save = [], Log.keep, loop.Checkpoints.save
+  monkeypatch.setattr(Log, 'keep', lambda *args: (order.append('keep'), keep(*args)))
+  monkeypatch.setattr(loop.Checkpoints, 'save', lambda *args: (order.append('save'), save(*args)))
   experiment = Experiment.start(make_config(store), str(tmp_path))
   phase, scores, seen = experiment.pretraining(), iter((0.1, 0.05, 0.3, 0.2, 0.25)), []
 
@@ -86,6 +89,7 @@ def test_patience_ends_a_run_and_it_stays_ended(store, tmp_path):
     assert last.progress == dict(best_step=step, best_ndcg=0.3, stale=2, skipped=0)
     assert step == 3 * phase.eval_every and metrics['ndcg@10'] == 0.3
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(best), seen[2])
+  assert order == ['keep', 'save'] * 6, 'lines must outlive a kill wherever their checkpoint does'
 
 
 def test_the_average_that_is_evaluated(store, tmp_path):
