@@ -179,6 +179,13 @@ def test_a_half_written_checkpoint_is_ignored_with_a_warning(tmp_path, capsys):
   assert f'{left} was left half written' in capsys.readouterr().err
 
 
+def test_a_phase_that_was_not_trained_is_named(tmp_path):
+  checkpoints = loop.Checkpoints(tmp_path, 'posttrain', read_only=True)
+  with pytest.raises(InputError, match='posttrain: no checkpoint yet; train this phase first'):
+    checkpoints.restore_best(None)
+  checkpoints.close()
+
+
 def _events(directory):
   """What a directory of TensorBoard's holds."""
   for file in sorted(directory.iterdir()):
