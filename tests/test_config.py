@@ -1,6 +1,7 @@
 """Settings: faults in them, and which may change between the starts of one run."""
 
 import dataclasses
+import shutil
 
 import ml_collections
 import pytest
@@ -118,3 +119,16 @@ def test_phase_two_that_began_keeps_its_settings_when_it_was_left_out_once(store
   later = dataclasses.replace(make_config(store).posttrain, dropout=0.3)
   with pytest.raises(InputError, match=r'posttrain\.dropout \(0\.1 there'):
     start(phases=ALL, posttrain=later)
+
+
+def test_a_run_finds_its_data_set_where_main_says_that_it_is(store, tmp_path):
+  shutil.copytree(store, tmp_path / 'data')
+  start = lambda name: Experiment.start(make_config(tmp_path / name), str(tmp_path / 'run'))
+  start('data')
+  (tmp_path / 'run' / 'checkpoints' / 'pretrain' / 'latest' / '3').mkdir(parents=True)
+  (tmp_path / 'data').rename(tmp_path / 'moved')
+  load = lambda: Experiment.load(str(tmp_path / 'run'))
+  with pytest.raises(InputError, match=r'run: its data set is not where it was: .*data\.path=PLACE'):
+    _ = load().store
+  start('moved')
+  assert load().store.directory == str(tmp_path / 'moved')
