@@ -10,6 +10,7 @@ from tiny import make_config, make_store
 from lares_jax import config as config_lib
 from lares_jax.errors import InputError
 from lares_jax.experiment import Experiment
+from lares_jax.prepare import PrepareOptions
 
 ALL = 'pretrain,select,posttrain'
 
@@ -132,3 +133,15 @@ def test_a_run_finds_its_data_set_where_main_says_that_it_is(store, tmp_path):
     _ = load().store
   start('moved')
   assert load().store.directory == str(tmp_path / 'moved')
+
+
+def test_a_log_whose_cache_was_deleted_is_prepared_again(tmp_path):
+  log, cache = tmp_path / 'log.csv', tmp_path / 'cache'
+  log.write_text('user,item\n' + ''.join(f'u{n % 5},i{n % 7}\n' for n in range(30)))
+  config = make_config(log)
+  data = dataclasses.replace(config.data, cache=str(cache), prepare=PrepareOptions(
+    user='user', item='item', min_length=4))
+  first = Experiment.start(dataclasses.replace(config, data=data), str(tmp_path / 'run')).store
+  shutil.rmtree(cache)
+  again = Experiment.load(str(tmp_path / 'run')).store
+  assert again.fingerprint == first.fingerprint and again.directory.startswith(str(cache))
