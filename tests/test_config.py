@@ -145,3 +145,14 @@ def test_a_log_whose_cache_was_deleted_is_prepared_again(tmp_path):
   shutil.rmtree(cache)
   again = Experiment.load(str(tmp_path / 'run')).store
   assert again.fingerprint == first.fingerprint and again.directory.startswith(str(cache))
+
+
+def test_what_a_data_set_without_targets_can_do(tmp_path):
+  """Nothing could be chosen without validation; without a test, training is as good as ever."""
+  made = make_store(tmp_path / 'data')
+  start = lambda changed: Experiment.start(make_config(made.directory), str(tmp_path / 'run'), changed)
+  with pytest.raises(InputError, match='no validation target with a history, so nothing could'):
+    start(dataclasses.replace(made, valid_start_U=made.test_start_U))
+  assert not (tmp_path / 'run').exists()
+  untested = start(dataclasses.replace(made, test_start_U=made.offsets[1:]))
+  assert untested.evaluator.ranks(None, 'test', (1, 2)).shape == (2, 0)
