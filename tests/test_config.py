@@ -10,6 +10,7 @@ from tiny import make_config, make_store
 from lares_jax import config as config_lib
 from lares_jax.errors import InputError
 from lares_jax.experiment import Experiment
+from lares_jax.model.depth import DepthConfig
 from lares_jax.prepare import PrepareOptions
 
 ALL = 'pretrain,select,posttrain'
@@ -156,3 +157,9 @@ def test_what_a_data_set_without_targets_can_do(tmp_path):
   assert not (tmp_path / 'run').exists()
   untested = start(dataclasses.replace(made, test_start_U=made.offsets[1:]))
   assert untested.evaluator.ranks(None, 'test', (1, 2)).shape == (2, 0)
+
+
+def test_the_final_report_has_the_depth_of_validation(store, tmp_path):
+  evaluate = dataclasses.replace(make_config(store).evaluate, depths=(8, 1))
+  of = lambda mean: Experiment(make_config(store, evaluate=evaluate, depth=DepthConfig(mean)), tmp_path)
+  assert [of(mean).depths for mean in (4, 8, 0)] == [(1, 4, 8), (1, 8), (0,)]
