@@ -449,6 +449,9 @@ def test_a_run_of_other_phases_is_not_finished(store, tmp_path):
   assert comparison.finished(experiment)
   assert not comparison.finished(dataclasses.replace(
     experiment, config=dataclasses.replace(experiment.config, phases='pretrain')))
+  evaluate = dataclasses.replace(experiment.config.evaluate, batch_rows=99)  # changes no rank
+  assert comparison.finished(dataclasses.replace(
+    experiment, config=dataclasses.replace(experiment.config, evaluate=evaluate)))
 
 
 @pytest.mark.parametrize('kept, planned', (
