@@ -106,9 +106,14 @@ def test_a_phase_that_is_not_asked_for_any_more_is_not_in_the_result(finished, t
   assert result['phase'] == 'pretrain' and [*result['validation_by_phase']] == ['pretrain']
 
 
-@pytest.mark.parametrize('asked, history', (([], 'ranked'), (['--exclude_history'], 'removed')))
-def test_a_run_is_evaluated_from_anywhere(finished, tmp_path, asked, history):
-  """Also where a relative path to its log leads nowhere; by the history that it names."""
+@pytest.mark.parametrize('asked, history, split', (
+  ([], 'ranked', 'test'), (['--exclude_history', '--split=valid'], 'removed', 'valid')))
+def test_a_run_is_evaluated_from_anywhere(finished, tmp_path, asked, history, split):
+  """Also where a relative path to its log leads nowhere; by the history, split and phase it names."""
+  phase = finished.result()['phase']
+  if asked:
+    phase = 'posttrain' if phase == 'pretrain' else 'pretrain'
+    asked = [*asked, f'--phase={phase}']
   content = json.loads((finished.workdir / 'config.json').read_text())
   content['config']['data']['path'] = 'not/there/log.csv'
   shutil.copytree(finished.workdir, tmp_path / 'run')
@@ -119,8 +124,10 @@ def test_a_run_is_evaluated_from_anywhere(finished, tmp_path, asked, history):
     capture_output=True, timeout=120)
   assert out.returncode == 0, out.stderr[-800:]
   said = json.loads(out.stdout.splitlines()[-1])
-  params, _, _ = finished.best(finished.result()['phase'])
-  rank_2x2xM = [finished.evaluator.ranks(params, 'test', (1, 2), history=history, draw=draw)
+  params, _, step = finished.best(phase)
+  assert (said['phase'], said['step'], said['split']) == (phase, step, split)
+  assert said['chosen_depth'] == np.load(finished.workdir / 'ranks.npz')[f'{phase}_depth']
+  rank_2x2xM = [finished.evaluator.ranks(params, split, (1, 2), history=history, draw=draw)
                 for draw in (0, 1)]
   for n, depth in enumerate(('1', '2')):
     first, second = (metrics.summary(rank_2xM[n]) for rank_2xM in rank_2x2xM)
@@ -129,7 +136,7 @@ def test_a_run_is_evaluated_from_anywhere(finished, tmp_path, asked, history):
     assert said['spread_over_draws'][depth] == pytest.approx(spread, abs=1e-9)
   whole = finished.result()['test']['2']
   assert (said['metrics']['2'] == pytest.approx(whole)) == (history == 'ranked')
-  assert said['history'] == history and f'history {history}' in out.stdout
+  assert said['history'] == history and f'{split}, history {history}' in out.stdout
 
 
 def test_a_run_whose_data_set_changed_is_refused(finished, tmp_path):
