@@ -34,6 +34,8 @@ def small_blocks(monkeypatch):
   """Several tiles and blocks of few queries and items, the last of each ragged."""
   for name, size in dict(TILE=128, BLOCK=256, COLUMNS=128).items():
     monkeypatch.setattr(tpu, name, size)
+  # Of the GPU's, several programs for a tile of queries, each of several blocks of items.
+  monkeypatch.setattr(gpu, 'PROGRAMS', 10)
 
 
 def arrays():
