@@ -156,6 +156,12 @@ def test_top_k_beyond_what_is_left_says_so():
   assert (np.sort(np.asarray(item)[:, :3], 1) == np.arange(3)).all()
 
 
+def test_equals_stand_in_the_order_of_their_ids():
+  score, item = SMALL.top_k(jnp.ones((M, D)), jnp.ones(M, bool), jnp.ones((V, D)), 8)
+  np.testing.assert_array_equal(item, np.tile(np.arange(8), (M, 1)))  # of two blocks
+  np.testing.assert_array_equal(score, D)
+
+
 def test_top_k_and_rank_agree_on_who_is_first():
   query, _, _, table = _arrays()
   _, item = SMALL.top_k(query, jnp.ones(M, bool), table, 3)
