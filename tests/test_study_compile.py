@@ -27,6 +27,43 @@ def test_collectives_are_counted_by_kind_with_the_bytes_of_their_results():
   assert hlo.collectives('%a = f32[2] add(x, y)') == ['no collectives']
 
 
+_LOOPS = '''HloModule step
+
+%three (s: (s32[])) -> pred[] {
+  %bound = s32[]{:T(128)} constant(3)
+}
+
+%taken (s: (s32[])) -> pred[] {
+  %steps = s32[] get-tuple-element(%s), index=1
+}
+
+%body (s: (s32[])) -> (s32[]) {
+  %f = f32[2] fusion(%x), backend_config={"estimated_cycles":"10"}
+}
+
+%cheap (x: f32[2]) -> f32[2] {
+  %g = f32[2] fusion(%x), backend_config={"estimated_cycles":"50"}
+}
+
+%dear (x: f32[2]) -> f32[2] {
+  %h = f32[2] fusion(%x), backend_config={"estimated_cycles":"700"}
+}
+
+ENTRY %main (p: f32[2]) -> f32[2] {
+  %a = f32[2] fusion(%p), backend_config={"estimated_cycles":"1000"}
+  %v = (s32[]) while(%t), condition=%three, body=%body
+  %w = (s32[]) while(%t), condition=%taken, body=%body
+  %c = f32[2] conditional(%i, %x, %y), branch_computations={%dear, %cheap}
+  %d = f32[2] call(%a), to_apply=%cheap
+  ROOT %e = f32[2] all-reduce(%d), to_apply=%cheap
+}
+'''
+
+
+def test_cycles_are_those_of_loops_as_often_as_they_run_and_of_the_longest_branch():
+  assert hlo.cycles(_LOOPS, 4) == 1000 + 3 * 10 + 4 * 10 + 700 + 50
+
+
 def test_flops_count_a_loop_as_often_as_it_runs_and_the_dearer_branch():
   weight = jnp.ones((4, 4))
 
