@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import pytest
 
 from lares_jax.studies import flops, hlo
+from lares_jax.training import sharding
+from lares_jax.training.sharding import MeshConfig
 
 _TEXT = """
   %a = f32[8,4]{1,0} all-gather(f32[2,4]{1,0} %x), dimensions={0}
@@ -62,6 +64,16 @@ ENTRY %main (p: f32[2]) -> f32[2] {
 
 def test_cycles_are_those_of_loops_as_often_as_they_run_and_of_the_longest_branch():
   assert hlo.cycles(_LOOPS, 4) == 1000 + 3 * 10 + 4 * 10 + 700 + 50
+
+
+def test_flops_of_what_is_written_for_one_chip_are_not_shared_out():
+  mesh = sharding.build(MeshConfig(), jax.devices()[:1])
+  one, all_chips = jnp.ones((3, 4)), jax.sharding.PartitionSpec()
+  product = lambda x, y: x @ y
+  program = lambda x, y: jax.shard_map(
+    product, mesh=mesh, in_specs=all_chips, out_specs=all_chips, check_vma=False)(x, y).sum() + (x @ y)
+  count = flops.count(jax.make_jaxpr(program)(one, one.T).jaxpr, 0.25, 1)
+  assert count == 1.25 * 2 * 3 * 4 * 3
 
 
 def test_flops_count_a_loop_as_often_as_it_runs_and_the_dearer_branch():
