@@ -333,7 +333,7 @@ def test_the_report_says_what_the_tables_say(run):
   assert f'and {share("full_ms")} of the time' in text
 
 
-def test_a_rule_that_scores_pays_for_its_scores(run):
+def test_a_rule_that_scores_pays_for_its_scores_and_every_draw_for_its_steps(run):
   per_step = cost.catalogue_flops(run.experiment) / 1e6
   counted = cost.per_user(run.experiment)
   for line in run.rows['adaptive']:
@@ -343,3 +343,10 @@ def test_a_rule_that_scores_pays_for_its_scores(run):
         extra = steps * per_step if line['criterion'] != 'state' else 0
         assert line[f'{of}mflops_per_user'] == pytest.approx(
           counted.at(steps)['mflops_per_user'] + extra)
+  start = counted.at(0)['mflops_per_user']  # pre-block and catalogue, once for all draws
+  for line in run.rows['width']:
+    steps = counted.at(line['depth'])['mflops_per_user'] - start
+    assert line['mflops_per_user'] == pytest.approx(start + line['draws'] * steps)
+  for line in run.rows['cost']:
+    if line['program'] == 'inference':
+      assert line['mflops_per_user'] == pytest.approx(counted.at(line['depth'])['mflops_per_user'])
