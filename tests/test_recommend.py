@@ -182,6 +182,15 @@ def test_without_a_known_item_there_is_popularity(run):
   assert some.items == run.recommender.recommend([['i1']], k=4)[0].items
 
 
+def test_unknown_items_take_no_room_in_what_is_read(run, artifact):
+  read = [f'i{n}' for n in range(8)]  # as many as the model reads
+  history = [*read, *(f'x{n}' for n in range(9))]
+  ours, alone = run.recommender.recommend([history, read])
+  assert ours.items == alone.items and ours.source == 'model' and len(ours.unknown) == 9
+  theirs = artifact.example.recommend([history, read, *[[]] * 41])  # a size that is compiled
+  assert [item for item, _ in theirs[0]] == [item for item, _ in theirs[1]] == alone.items
+
+
 def check_vectors(recommender):
   """Inner products of user and item vectors are the scores, and a user without items has zeros."""
   histories = [['i1', 'i2'], [], ['i7']]
