@@ -20,6 +20,7 @@ from lares_jax.data import text
 from lares_jax.errors import InputError
 from lares_jax.experiment import Experiment
 from lares_jax.training import loop
+from lares_jax.training.evaluation import Evaluator
 
 ALL = 'pretrain,select,posttrain'
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -373,6 +374,22 @@ def test_phase_two_trains_on_prompts_that_any_noisy_pass_ranks_within_top(
   assert (model.embed_dropout, model.pre_dropout, model.core_dropout) == (0.4, 0.4, 0.3)
   scored = sum(batches.batch(step).scored_BxA.sum() for step in range(batches.steps_per_epoch))
   assert scored == wanted_M.sum() == json.loads((tmp_path / 'prompts.json').read_text())['kept']
+
+
+@pytest.mark.parametrize('initial, draws', (('normal', [1, 2, 3]), ('normal_zero', [1]), ('zero', [1])))
+def test_selection_reads_a_state_without_noise_once(store, tmp_path, monkeypatch, initial, draws):
+  """Other passes would be the same; and none is of the draw that evaluation has."""
+  seen = []
+
+  def ranks(evaluator, params, split, depths, draw):
+    seen.append(draw)
+    return np.zeros((1, len(evaluator.store.targets(split)[0])))
+
+  monkeypatch.setattr(Evaluator, 'ranks', ranks)
+  monkeypatch.setattr(Experiment, 'reference', lambda experiment: None)
+  model = dataclasses.replace(make_config(store).model, initial=initial)
+  selection.select(Experiment(make_config(store, model=model), tmp_path))
+  assert seen == draws
 
 
 def test_a_start_of_another_scale_is_another_model_and_of_another_dropout_is_not(
