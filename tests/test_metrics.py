@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lares_jax import metrics
+from lares_jax import metrics, report
 
 
 def test_by_hand():
@@ -33,3 +33,12 @@ def test_an_unknown_reward_is_refused():
 
 def test_ranks_count_ties_half():
   np.testing.assert_array_equal(metrics.ranks(np.array([9, 5, 5, 1])), [0, 1.5, 1.5, 3])
+
+
+def test_a_table_lines_up_and_marks_the_depth_that_was_chosen():
+  assert report.depth_table({1: {'mrr': 0.5}, 12: {'mrr': 0.25}}, 12, 'test, history ranked') == (
+    'test, history ranked\n'
+    '| depth       | mrr    |\n'
+    '|-------------|--------|\n'
+    '| 1           | 0.5000 |\n'
+    '| 12 (chosen) | 0.2500 |')
