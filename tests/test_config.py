@@ -53,6 +53,10 @@ def test_a_misspelt_key_names_the_nearest():
   ('depth.mean', -1, r'config\.depth\.mean=-1: use 0 or more'),
   ('catalogue.dtype', 'bf16', 'use one of float32, bfloat16'),
   ('model.backbone.dtype', 'int32', 'use one of float32, bfloat16'),
+  ('phases', 'pretrain,postrain', "phases='pretrain,postrain': use some of pretrain,select,posttrain"),
+  ('phases', ' ', 'use some of pretrain,select,posttrain'),
+  ('data.max_history', 1, 'and that must be at least 2'),
+  ('catalogue.sample.calibration', 1.5, r'calibration=1\.5: use 0 to 1'),
 ))
 def test_values_that_cannot_be_are_refused(key, value, said):
   values = config_lib.defaults()
