@@ -8,6 +8,7 @@ import pytest
 
 from lares_jax import files, processes
 from lares_jax.aside import new_directory
+from lares_jax.errors import InputError
 
 
 def test_a_file_that_could_not_be_written_stays_what_it_was(tmp_path, monkeypatch):
@@ -44,3 +45,8 @@ def test_one_process_alone_writes(tmp_path, monkeypatch):
   files.write_json(tmp_path / 'result.json', {})
   with files.held(tmp_path), files.held(tmp_path):  # nor does another hold the directory
     assert not os.listdir(tmp_path)
+
+
+def test_a_file_that_is_missing_is_not_called_damaged(tmp_path):
+  with pytest.raises(InputError, match=r'ranks\.npz is missing; bring it back'):
+    files.read_arrays(tmp_path / 'ranks.npz')
