@@ -307,6 +307,15 @@ def test_draws_are_different_and_their_vectors_averaged(run):
   assert [line['mrr'] for line in run.rows['width']] == pytest.approx([*one, *two])
 
 
+def test_settled_are_the_ten_best_in_order_from_a_step_on():
+  item_MxTxK = np.array([[[1, 2], [2, 1], [1, 2], [1, 2]], [[3, 4], [3, 5], [3, 6], [3, 4]]])
+  evaluator = types.SimpleNamespace(
+    over=lambda *_: (np.zeros((4, 2)), item_MxTxK.swapaxes(0, 1), {}), chosen=lambda *_: slice(None))
+  store = types.SimpleNamespace(targets=lambda split: (np.arange(2), np.arange(2)))
+  measured = quality.measure(types.SimpleNamespace(evaluator=evaluator, store=store), {}, 'test', 4)
+  np.testing.assert_array_equal(measured.settled_TxM.T, [[0, 0, 1, 1], [0, 0, 0, 1]])
+
+
 def test_the_line_of_a_depth_is_of_that_step():
   rng = np.random.default_rng(0)
   rank_TxM, change_TxM = rng.integers(0, 30, (4, 50)), rng.random((4, 50))
