@@ -8,11 +8,13 @@ Prints one line a check: its name, and `ok` or what went wrong.
 import contextlib
 import dataclasses
 import functools
+import io
 import os
 import pathlib
 import re
 import sys
 import traceback
+import types
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
@@ -269,6 +271,24 @@ def traffic(name, shape):
     assert gathered < share / 4, (
       f'{program}: a gather of {gathered} numbers; a share of the table has {share}')
     assert 'all-reduce' in hlo, f'{program}: no collective at all: this test has lost its subject'
+
+
+@check('2x4')
+def fits(name, shape):
+  """What study compile says that a chip holds: what is donated once, and no byte beyond its memory."""
+  for spare, said in ((0, True), (-1, False)):
+    memory = types.SimpleNamespace(
+      argument_size_in_bytes=5 * compile.GIB, output_size_in_bytes=6 * compile.GIB,
+      alias_size_in_bytes=4 * compile.GIB, temp_size_in_bytes=8 * compile.GIB,
+      generated_code_size_in_bytes=compile.GIB - spare)
+    compiled = types.SimpleNamespace(memory_analysis=lambda memory=memory: memory, as_text=str)
+    lowered = types.SimpleNamespace(compile=lambda compiled=compiled: compiled)
+    traced = types.SimpleNamespace(lower=lambda lowered=lowered: lowered,
+                                   jaxpr=jax.make_jaxpr(lambda x: x)(0))
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+      found = compile.report('a step', lambda _, traced=traced: traced, 4, experiment(shape), 'v5e')
+    assert found is said and ('DOES NOT FIT' in out.getvalue()) is not said, out.getvalue()
+    assert '100% of 16 GiB' in out.getvalue() and 'no collectives' in out.getvalue(), out.getvalue()
 
 
 def gathers(hlo: str) -> list[int]:

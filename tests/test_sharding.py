@@ -29,7 +29,7 @@ def verdicts(tmp_path_factory):
 
 
 CHECKS = (*[f'{name} {mesh}' for name in ('scores', 'training') for mesh in ('8x1', '1x8', '2x4')],
-          *[f'{name} 2x4' for name in ('other_passes', 'removed', 'text_table', 'traffic')])
+          *[f'{name} 2x4' for name in ('other_passes', 'removed', 'text_table', 'traffic', 'fits')])
 
 
 @pytest.mark.parametrize('name', CHECKS)
@@ -37,7 +37,7 @@ def test_mesh(verdicts, name):
   """scores: loss, gradients, ranks, top-K; training: 20 steps, checkpoint; traffic: the HLO.
 
   other_passes: kernels and sampled losses; removed: training without the history's items;
-  text_table: what TedRec is given.
+  text_table: what TedRec is given; fits: what a chip holds, by the compile study.
   """
   assert verdicts.get(name) == 'ok'
 
