@@ -414,6 +414,16 @@ def test_the_phase_and_depth_that_the_result_chose_recommend(run, tmp_path):
   assert chosen.depth == 1
 
 
+@pytest.mark.parametrize('times', (False, True))
+def test_who_trained_with_times_is_told_that_raw_histories_have_none(times, capsys):
+  backbone = types.SimpleNamespace(times=times)
+  config = types.SimpleNamespace(model=types.SimpleNamespace(backbone=backbone))
+  Recommender.of(types.SimpleNamespace(
+    config=config, workdir='runs/mine', result=lambda: {'phase': 'pretrain', 'depth': 2},
+    best=lambda phase: ({}, {}, 0)))
+  assert ('runs/mine was trained with times' in capsys.readouterr().err) == times
+
+
 def test_a_run_of_many_devices_recommends_on_one(run, tmp_path):
   shutil.copytree(run.workdir, tmp_path / 'run')
   content = json.loads((tmp_path / 'run' / 'config.json').read_text())
