@@ -86,6 +86,17 @@ def test_parquet_times_of_several_units(tmp_path):
   assert load(str(tmp_path / 'days.parquet'), NAMES)[0] == in_seconds
 
 
+def test_parquet_dates_have_the_faults_of_times(tmp_path):
+  path = str(tmp_path / 'log.parquet')
+  for date, said in ((None, 'row 2: no time'), ('1969-12-31', 'row 2: the time is negative')):
+    table = pl.DataFrame({'who': ['u', 'u'], 'what': ['a', 'b'], 'when': ['1970-01-02', date]})
+    for kind in (pl.Date, pl.Datetime('ms')):
+      table.with_columns(pl.col('when').str.to_date().cast(kind)).write_parquet(path)
+      with pytest.raises(InputError, match=said):
+        load(path, NAMES)
+      assert load(path, NAMES, skip_bad_rows=True)[0] == [('u', 'a', 86_400)]
+
+
 def test_the_formats_with_names_of_their_own(tmp_path):
   rows = [('1', '10', 5), ('1', '11', 6), ('2', '10', 7)]
   recbole = 'user_id:token\titem_id:token\trating:float\ttimestamp:float\n'
