@@ -314,7 +314,8 @@ def test_neither_compilation_nor_evaluation_is_training_time(store, tmp_path, mo
       passes(1000)  # once a start: where the step is traced
       return super().__call__(*args)[0], {'targets': 4.0}
 
-  monkeypatch.setattr(log_lib, 'time', types.SimpleNamespace(perf_counter=lambda: passes(0.001)))
+  monkeypatch.setattr(log_lib, 'time', types.SimpleNamespace(
+    perf_counter=lambda: passes(0.001), time=lambda: 0.0))
   experiment = Experiment(make_config(store), tmp_path)
   phase = dataclasses.replace(
     experiment.pretraining(), objective=Quick(), validate=lambda params: (
