@@ -158,7 +158,7 @@ def test_filling_is_no_item(name):
   run = jax.jit(lambda params: _states(_config(name), params, rows, _noise(rows), 2)[0, 4])
 
   def of_other(item):
-    tables = {key: params[key].at[item].add(5.0) for key in ('item', 'text') if key in params}
+    tables = {key: params[key].at[item].multiply(-3.0) for key in ('item', 'text') if key in params}
     return run({**params, **tables})
 
   np.testing.assert_array_equal(of_other(0), run(params))
