@@ -59,7 +59,7 @@ def difference(mine_SxM: np.ndarray, other_RxM: np.ndarray, spread: Spread, *,
     mine_SxM: the metric of each run (seed) for each target, such as NDCG@10.
     other_RxM: the same of the other side, targets in the same order.
     spread: what the runs of a side vary by at least; see `pooled`.
-    user_M: whose target each is; None: each another user's.
+    user_M: whose target each is, those of a user side by side; None: each another user's.
     same_runs: run s of both sides shares its training (S = R), so that only their gap has an error.
     resamples: of the bootstrap.
   """
@@ -82,17 +82,18 @@ def difference(mine_SxM: np.ndarray, other_RxM: np.ndarray, spread: Spread, *,
   return Difference(value, float(value - reach), float(value + reach), float(p))
 
 
-def by_user(value_M: np.ndarray, user_M: np.ndarray) -> np.ndarray:
-  """One value for each user [U], of the same mean, whose error is that of the mean over targets.
+def by_user(value_MxC: np.ndarray, user_M: np.ndarray) -> np.ndarray:
+  """One value for each user [U, ..], of the same mean, whose error is that of the mean over targets.
 
   The mean over targets is a ratio, of the users' sums to their numbers of targets, and this is what
   each user adds to it (linearised), so that the targets of one user are not taken to be independent.
+  Those of one user stand together, as in `Store.targets`; further axes are kept.
   """
-  _, user_M, count_U = np.unique(user_M, return_inverse=True, return_counts=True)
-  if len(count_U) in (1, len(value_M)):  # a single user could not be drawn
-    return value_M
-  mean = value_M.mean()
-  return mean + np.bincount(user_M, value_M - mean) * (len(count_U) / len(value_M))
+  first_U = np.flatnonzero(np.diff(user_M, prepend=-1))
+  if len(first_U) in (1, len(user_M)):  # a single user could not be drawn
+    return value_MxC
+  mean_C = value_MxC.mean(axis=0)
+  return mean_C + np.add.reduceat(value_MxC - mean_C, first_U) * (len(first_U) / len(user_M))
 
 
 def pooled(means: Iterable[np.ndarray]) -> Spread:

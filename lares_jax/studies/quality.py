@@ -64,7 +64,7 @@ def interval(value_MxC: np.ndarray, user_M: np.ndarray | None = None,
              resamples: int = 1000) -> np.ndarray:
   """95% percentile bootstrap intervals over users of C means [2, C], from the same resamples."""
   if user_M is not None:
-    value_MxC = np.stack([by_user(value_M, user_M) for value_M in value_MxC.T], axis=1)
+    value_MxC = by_user(value_MxC, user_M)
   generator, users = np.random.default_rng(0), len(value_MxC)
   share_M = np.full(users, 1 / users)
   mean_RxC = np.stack([generator.multinomial(users, share_M) @ value_MxC / users

@@ -64,10 +64,10 @@ class Evaluator:
 
     Over `users` of them at even distances, or all if 0; there must be one.
     """
-    count = len(self.store.targets(split)[0])
-    most, chosen_M = min(users or count, count), self.chosen(split, users)
+    chosen_M = self.chosen(split, users)
     parts, index = [], []
-    bar = tqdm.tqdm(total=most, desc=f'evaluate {split}', unit='user', leave=False, disable=None)
+    bar = tqdm.tqdm(total=len(self.store.targets(split)[0][chosen_M]), desc=f'evaluate {split}',
+                    unit='user', leave=False, disable=None)
 
     def collect(index_M, out):
       real = np.flatnonzero(index_M >= 0)
@@ -89,8 +89,10 @@ class Evaluator:
 
   def chosen(self, split: str, users: int) -> Any:
     """Which of a split's targets [M]: `users` of them at even distances, or all if 0."""
+    if not users:
+      return slice(None)
     count = len(self.store.targets(split)[0])
-    return np.linspace(0, count - 1, min(users, count)).astype(int) if users else slice(None)
+    return np.linspace(0, count - 1, min(users, count)).astype(int)
 
   def batches(self, split: str, chosen_M=slice(None), rows: int = 0, *,
               history: History | None = None):
